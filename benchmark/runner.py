@@ -1,0 +1,59 @@
+"""The runner every figure of speed comes from.
+
+One fresh process per variant and round, alone on the machine, the order rotated from round to round; ratios are taken within a
+round, because a shared machine's pace changes between rounds by more than most variants differ. Raw samples are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.config import BenchmarkSection
+from benchmark.worker import Job
+from foundation import console
+
+
+def run_process(job: Job, section: BenchmarkSection) -> dict[str, Any]:
+    """Run a job in a process of its own; {"error": why} if it crashed or took too long."""
+    with tempfile.TemporaryDirectory() as folder:
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job.write(job_file)
+        threads = str(section.num_threads)
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
+        command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=section.timeout_s)
+        except subprocess.TimeoutExpired:
+            return {"error": f"took longer than {section.timeout_s:.0f} s"}
+        if done.returncode != 0 or not result_file.exists():
+            return {"error": f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
+        return json.loads(result_file.read_text())
+
+
+def measure_speed(jobs: Mapping[str, Job], section: BenchmarkSection) -> dict[str, list[dict[str, Any]]]:
+    """Results of every variant, one per round; a variant that fails once is left out of later rounds."""
+    names, results = list(jobs), {name: [] for name in jobs}
+    schedule = [(r, names[(r + i) % len(names)]) for r in range(section.rounds) for i in range(len(names))]
+    for _, name in console.progress(schedule, "speed and memory"):
+        if not any("error" in result for result in results[name]):
+            results[name].append(run_process(jobs[name], section))
+    return results
+
+
+def round_ratios(
+    new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]], num_resamples: int = 10_000
+) -> dict[str, Any]:
+    """Throughput of `new` over `old`, taken within each round: median and 95% bootstrap interval over rounds."""
+    ratio_R = np.array([a["throughput_per_s"] / b["throughput_per_s"] for a, b in zip(new, old, strict=True)])
+    draws = np.random.default_rng(0).integers(0, len(ratio_R), (num_resamples, len(ratio_R)))
+    low, high = np.quantile(np.median(ratio_R[draws], axis=1), [0.025, 0.975])
+    return {"median": float(np.median(ratio_R)), "ci95": [float(low), float(high)], "per_round": ratio_R.tolist()}

@@ -1,0 +1,81 @@
+"""The rows of the benchmark: how each artefact is opened for serving, in its fastest correct precision and runtime here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.artifact import Artifact, load
+from recommender.ranking import Recommender
+
+BUILT_NOT_RUN = "built, not run"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A variant ready to serve."""
+
+    recommender: Recommender
+    runtime: str
+    precision: str
+    num_parameters: int
+
+
+def open_variant(path: Path, num_threads: int) -> Opened:
+    """Open an artefact for serving on `num_threads` threads; imports only what its kind needs."""
+    artifact = load(path)
+    if artifact.kind in ("popularity", "item-knn"):
+        from recommender.baselines import load_baseline
+
+        baseline = load_baseline(artifact)
+        return Opened(baseline, "numpy", "fp32", baseline.num_parameters)
+    if artifact.kind in ("onnx", "onnx-int8", "onnx-int4"):
+        from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+
+        precision = artifact.kind.removeprefix("onnx").lstrip("-") or "fp32"
+        return Opened(
+            OnnxRecommender(artifact.file(GRAPH), num_threads), "onnxruntime", precision, artifact.metrics["num_parameters"]
+        )
+    if artifact.kind == "tensorrt":
+        from recommender.runtimes.tensorrt import TensorRTRecommender
+
+        name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
+        return Opened(TensorRTRecommender(artifact.file(name)), "tensorrt", "fp32", artifact.metrics["num_parameters"])
+    if artifact.kind in ("teacher", "teacher-int8", "teacher-nf4"):
+        return _open_teacher(artifact, num_threads)
+    raise ValueError(f"{path} is a {artifact.kind!r} artefact, which cannot be served")
+
+
+def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opened:
+    """The teacher's LLM with all its layers and random weights: speed and parameters only."""
+    import torch
+
+    from distill.config import TeacherSection
+    from distill.teacher import full_depth_teacher, load_teacher, serving_teacher
+
+    torch.set_num_threads(num_threads)
+    text_IZ = load_teacher(teacher).text_IZ.cpu().numpy()
+    return _opened_teacher(
+        serving_teacher(full_depth_teacher(llm, text_IZ, TeacherSection.model_validate(teacher.recipe["teacher"])))
+    )
+
+
+def status_of(artifact: Artifact) -> str:
+    """ "ok", or why the artefact cannot be measured here."""
+    return artifact.metrics["status"] if artifact.kind == "tensorrt" and "ran" not in artifact.metrics else "ok"
+
+
+def _open_teacher(artifact: Artifact, num_threads: int) -> Opened:
+    import torch
+
+    from distill.teacher import load_teacher, serving_teacher
+
+    torch.set_num_threads(num_threads)
+    return _opened_teacher(serving_teacher(load_teacher(artifact)), artifact.kind.removeprefix("teacher").lstrip("-"))
+
+
+def _opened_teacher(recommender, weights: str = "") -> Opened:
+    compute = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}[str(recommender.dtype)]
+    return Opened(
+        recommender, "pytorch", f"{weights} weights, {compute}" if weights else compute, recommender.teacher.num_parameters
+    )

@@ -1,0 +1,62 @@
+"""Recipe sections of distillation: the LLM, item text, the teacher, its targets and the objectives."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from distill.objectives import METHODS
+from foundation.recipe import Section
+from recommender.config import OptimSection
+
+
+class TextSection(Section):
+    """Item text vectors by the LLM: mean over the prompt's tokens of one layer's hidden states, then PCA for the student."""
+
+    prompt: str = Field(
+       default= default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
+    )
+    layer: int = Field(default=-1, ge=-1, description="hidden states after this many layers; -1 = all layers")
+    max_tokens: int = Field(default=64, ge=1, le=8192)
+    batch_size: int = Field(default=32, ge=1)
+    student_dims: int = Field(default=128, ge=1, description="principal components given to the student")
+
+
+class TeacherSection(Section):
+    """The LLM as a sequential recommender."""
+
+    llm: str = Field(default="smollm2-135m-instruct", description="asset name, local folder or hub name")
+    num_layers: int = Field(default=0, ge=0, description="keep the first layers only; 0 = all")
+    tuning: Literal["full", "lora", "qlora"] = "lora"
+    lora_rank: int = Field(default=16, ge=1, le=1024)
+    body_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of the LLM's own weights or their LoRA factors")
+    item_size: int = Field(
+       default= default=128, ge=4, le=8192, description="size of the item vectors, between the catalogue and the LLM"
+    )
+    item_dropout: float = Field(default=0.2, ge=0, lt=1, description="dropout on item tokens and output states")
+    max_length: int = Field(default=50, ge=2, le=4096)
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto = bf16 where the hardware has it")
+    optim: OptimSection = OptimSection(learning_rate=1e-3, batch_size=32, epochs=8, patience=2)
+
+
+class TargetsSection(Section):
+    """The teacher's distributions at every training position: top-K probabilities and the mass of the rest."""
+
+    top_k: int = Field(default=100, ge=1, le=10_000)
+    temperature: float = Field(default=1.0, gt=0, le=100)
+
+
+class DistillSection(Section):
+    """Which objectives the student learns from the teacher, and how much weight the label keeps."""
+
+    label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
+    objectives: dict[str, dict[str, Any]] = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, objectives: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in objectives:
+            if name not in METHODS:
+                raise ValueError(f"no objective is named {name!r}; known: {', '.join(METHODS)}")
+        return objectives

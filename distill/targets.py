@@ -1,0 +1,80 @@
+"""Stage: the teacher's distributions at every training position, as sharded, memory-mapped safetensors.
+
+Row p - 1 belongs to training position p (see `recommender/windows.py`). Kept: the K likeliest items at the recipe's
+temperature and their probabilities; the rest's mass is what is missing to 1. Shards already written are not computed again.
+The cache is keyed by the teacher's and the data's digests through the artefact's inputs.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from distill.config import TargetsSection
+from distill.device import autocast, compute_dtype, device
+from distill.objectives.base import TeacherTargets
+from distill.teacher import Teacher
+from foundation import console
+from foundation.artifact import Artifact, Draft
+from recommender.split import Sequences
+from recommender.windows import Batch, TrainingWindows
+
+_SHARD_BATCHES = 64
+_BATCH_SIZE = 32
+
+
+def build_targets(teacher: Teacher, sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
+    """Run the teacher over the training part, every position once with at least half a window of context."""
+    windows = TrainingWindows(sequences, teacher.section.max_length)
+    if section.top_k > sequences.num_items:
+        raise ValueError(f"targets.top_k = {section.top_k} is more than the {sequences.num_items} items of the catalogue")
+    batches = list(windows.overlapping(_BATCH_SIZE))
+    starts = range(0, len(batches), _SHARD_BATCHES)
+    names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
+    for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
+        if not (draft.path / name).exists():
+            shard = _shard(teacher, batches[start : start + _SHARD_BATCHES], section)
+            aside = draft.checkpoint / "shard.tmp"
+            save_file(shard, aside)
+            aside.rename(draft.path / name)
+    (draft.path / "index.json").write_text(
+        json.dumps({"num_positions": windows.num_positions, "shards": names, **section.model_dump()})
+    )
+
+
+@torch.no_grad()
+def _shard(teacher: Teacher, batches: list[Batch], section: TargetsSection) -> dict[str, np.ndarray]:
+    dtype, table_ID = compute_dtype(teacher.section.precision), teacher.eval().table()
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch in batches:
+        keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
+        with autocast(dtype):
+            logits_NI = (teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)[keep_BL] @ table_ID[1:].T).float()
+        top = (logits_NI / section.temperature).softmax(-1).topk(section.top_k, dim=-1)
+        position_N = batch.position_BL[batch.label_BL > 0]
+        parts.append((position_N, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))
+    position_N, index_NK, probability_NK = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {"position": position_N, "index": index_NK, "probability": probability_NK}
+
+
+class Targets:
+    """Random access by position: memory-mapped where the positions of the shards are in order."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        index = json.loads(artifact.file("index.json").read_text())
+        self.temperature: float = index["temperature"]
+        shards = [load_file(artifact.file(name)) for name in index["shards"]]
+        position_N = np.concatenate([shard["position"] for shard in shards])
+        if not np.array_equal(position_N, np.arange(1, index["num_positions"] + 1)):
+            raise ValueError(f"{artifact.path} does not cover every training position once; make it again with --overwrite")
+        self.index_PK = np.concatenate([shard["index"] for shard in shards])
+        self.probability_PK = np.concatenate([shard["probability"] for shard in shards])
+
+    def at(self, position_N: np.ndarray, to: torch.device) -> TeacherTargets:
+        """Targets of N positions (numbered from 1)."""
+        rows = position_N - 1
+        index_NK = torch.from_numpy(self.index_PK[rows]).long().to(to)
+        return TeacherTargets(index_NK, torch.from_numpy(self.probability_PK[rows]).float().to(to), self.temperature)

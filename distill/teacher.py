@@ -1,0 +1,196 @@
+"""The teacher: an LLM that reads items as soft tokens and scores the catalogue.
+
+Shapes: B batch, L length, D the LLM's width, E item vector size, I items (index 0 is padding), Z text dimensions.
+
+Item vector: e_i = b_i + A z_i, a learned ID vector plus the item's text vector through an adapter. It enters the LLM as one
+token, P e_i, which starts at the magnitude of the LLM's own token embeddings. The body reads the history left to right, so that
+one pass gives a training signal at every position; scores are norm(Q h) . e_i over the whole catalogue, trained by full-softmax
+cross-entropy. (Compare E4SRec and LLaRA: soft item tokens; here without a prompt around them. E is far below D because ID
+vectors as wide as the LLM learn slowly from few interactions.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from distill.config import TeacherSection
+from distill.device import autocast, compute_dtype, device
+from distill.llm import causal_config, check_causal, drop_vocabulary, llm_folder, load_body
+from foundation.artifact import Artifact, Draft
+from recommender.ranking import top_k
+
+BODY, HEAD = "body", "head.safetensors"
+_INIT_STD = 0.02
+
+
+class Teacher(nn.Module):
+    """Body, item tokens and output head."""
+
+    text_IZ: Tensor
+
+    def __init__(self, body: PreTrainedModel, text_IZ: Tensor, section: TeacherSection, token_rms: float) -> None:
+        super().__init__()
+        width = body.config.hidden_size
+        self.section, self.body = section, body
+        self.register_buffer("text_IZ", text_IZ.float())
+        self.id_IE = nn.Parameter(torch.randn(len(text_IZ), section.item_size) * _INIT_STD)
+        self.adapter = nn.Linear(text_IZ.shape[1], section.item_size, bias=False)
+        nn.init.normal_(self.adapter.weight, std=_INIT_STD / math.sqrt(text_IZ.shape[1]))
+        self.to_token = nn.Linear(section.item_size, width, bias=False)
+        nn.init.normal_(self.to_token.weight, std=token_rms / (_INIT_STD * math.sqrt(2 * section.item_size)))
+        self.from_hidden = nn.Linear(width, section.item_size, bias=False)
+        self.norm = nn.LayerNorm(section.item_size)
+        self.dropout = nn.Dropout(section.item_dropout)
+
+    def table(self) -> Tensor:
+        """Item vectors b_i + A z_i, float[I + 1, E]; row 0 is zero."""
+        table_IE = self.id_IE + self.adapter(self.text_IZ)
+        return torch.cat([torch.zeros_like(table_IE[:1]), table_IE[1:]])
+
+    def forward(self, history_BL: Tensor, table_IE: Tensor) -> Tensor:
+        """Normalised hidden state after each position, float[B, L, E]; scores are `hidden @ table.T`.
+
+        Histories are padded on the left. They are shifted to the front before the body and back after it: causal attention
+        never looks at what follows, so no padding mask is needed (which is faster) and position 0 is the first item.
+        """
+        length = history_BL.shape[1]
+        num_padding_B1 = (history_BL == 0).sum(1, keepdim=True)
+        column_L = torch.arange(length, device=history_BL.device)
+        to_front_BL = (column_L + num_padding_B1) % length
+        tokens_BLD = self.to_token(self.dropout(F.embedding(history_BL.gather(1, to_front_BL), table_IE)))
+        hidden_BLD = self.body(inputs_embeds=tokens_BLD.to(self.body.dtype)).last_hidden_state
+        to_back_BL = (column_L - num_padding_B1) % length
+        hidden_BLD = hidden_BLD.gather(1, to_back_BL[..., None].expand_as(hidden_BLD))
+        return self.dropout(self.norm(self.from_hidden(hidden_BLD.to(self.from_hidden.weight.dtype))))
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights read when scoring: body and folded item table (padding row left out)."""
+        # Quantized layers pack several weights into one element; their logical size is out x in.
+        body = sum(_logical_size(module) for module in self.body.modules()) - self.body.get_input_embeddings().weight.numel()
+        heads = (self.to_token, self.from_hidden, self.norm)
+        return body + self.id_IE[1:].numel() + sum(p.numel() for head in heads for p in head.parameters())
+
+
+class TeacherRecommender:
+    """A teacher in PyTorch as a recommender; `dtype` is what it computes in."""
+
+    def __init__(self, teacher: Teacher, dtype: torch.dtype) -> None:
+        self.teacher, self.dtype = teacher.eval(), dtype
+        with torch.no_grad():
+            self.table_IE = teacher.table()
+
+    @torch.no_grad()
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        history = torch.from_numpy(history_BL[:, -self.teacher.section.max_length :]).to(self.table_IE.device)
+        with autocast(self.dtype):
+            hidden_BE = self.teacher(history, self.table_IE)[:, -1]
+        score_BI = hidden_BE.float() @ self.table_IE.float().T
+        return top_k(score_BI.cpu().numpy(), history_BL, k)
+
+
+def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
+    """An untrained teacher around the pretrained body, with LoRA factors where the recipe asks for them."""
+    body = _quantized_body(llm, section) if section.tuning == "qlora" else load_body(llm, section.num_layers)
+    check_causal(body)
+    token_rms = body.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
+    drop_vocabulary(body)
+    if section.tuning != "full":
+        body = _with_lora(body, section)
+    return Teacher(body, torch.from_numpy(text_IZ), section, token_rms).to(device())
+
+
+def full_depth_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
+    """The same model with every layer of the LLM and random weights: for speed and parameter counts only."""
+    config = causal_config(AutoConfig.from_pretrained(llm_folder(llm)), 0)
+    body = drop_vocabulary(AutoModel.from_config(config))
+    return Teacher(body, torch.from_numpy(text_IZ), section, 1.0).to(device())
+
+
+def merged_body(teacher: Teacher, llm: Artifact) -> PreTrainedModel:
+    """The body as a plain model, LoRA factors merged into its (for QLoRA: unquantized) weights."""
+    section = teacher.section
+    if section.tuning == "full":
+        return teacher.body
+    if section.tuning == "lora":
+        return teacher.body.merge_and_unload()
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    plain = _with_lora(drop_vocabulary(load_body(llm, section.num_layers)), section)
+    set_peft_model_state_dict(plain, {k: v.cpu().float() for k, v in get_peft_model_state_dict(teacher.body).items()})
+    return plain.merge_and_unload()
+
+
+def save_teacher(teacher: Teacher, llm: Artifact, draft: Draft) -> None:
+    """Write body (a folder transformers reads) and head."""
+    body = merged_body(teacher, llm)
+    body.float().save_pretrained(draft.path / BODY)
+    save_head(teacher, draft)
+
+
+def save_head(teacher: Teacher, draft: Draft) -> None:
+    """Write everything but the body."""
+    head = {name: tensor.contiguous() for name, tensor in teacher.state_dict().items() if not name.startswith("body.")}
+    save_file(head, draft.path / HEAD)
+
+
+def load_teacher(artifact: Artifact) -> Teacher:
+    """Open what `save_teacher` or the teacher's quantizers wrote."""
+    artifact.folder(BODY)
+    artifact.file(HEAD)
+    return read_teacher(artifact.path, TeacherSection.model_validate(artifact.recipe["teacher"]))
+
+
+def read_teacher(folder: Path, section: TeacherSection) -> Teacher:
+    """A teacher from its files."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast of every layer
+    body = AutoModel.from_pretrained(folder / BODY, device_map={"": str(device())})
+    head = load_file(folder / HEAD)
+    teacher = Teacher(body, head["text_IZ"], section, 1.0)
+    missing, unexpected = teacher.load_state_dict(head, strict=False)
+    assert not unexpected and all(name.startswith("body.") for name in missing), (missing, unexpected)
+    return teacher.eval().to(device())
+
+
+def serving_teacher(teacher: Teacher) -> TeacherRecommender:
+    """The teacher in its fastest correct precision here."""
+    dtype = compute_dtype(teacher.section.precision)
+    if getattr(teacher.body, "quantization_method", None) is None:
+        teacher.body.to(dtype)
+    return TeacherRecommender(teacher, dtype)
+
+
+def _with_lora(body: PreTrainedModel, section: TeacherSection) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    rank = section.lora_rank
+    return get_peft_model(body, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))  # type: ignore[return-value]
+
+
+def _quantized_body(llm: Artifact, section: TeacherSection) -> PreTrainedModel:
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "teacher.tuning = 'qlora' needs a CUDA device (4-bit training is far slower than bf16 on a CPU); use 'lora'"
+        )
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    body = load_body(llm, section.num_layers, quantization_config=config, device_map={"": 0})
+    return prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
+
+
+def _logical_size(module: nn.Module) -> int:
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        bias = getattr(module, "bias", None)
+        return module.in_features * module.out_features + (bias.numel() if bias is not None else 0)  # type: ignore[operator]
+    return sum(p.numel() for p in module.parameters(recurse=False))

@@ -1,0 +1,108 @@
+"""Item text vectors: the LLM's hidden states, averaged over an item's prompt, and their principal components.
+
+Shapes: I items (row 0 is padding and zero), D the LLM's width, Z = `student_dims`.
+
+The teacher gets the standardised vectors, the student the first Z principal components, scaled to unit mean variance. Mean and
+components are kept, so that a new item's vectors are computed the same way (`project`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.numpy import load_file, save_file
+
+from distill.config import TextSection
+from distill.device import autocast, compute_dtype, device
+from distill.llm import load_body, load_tokenizer
+from foundation import console
+from foundation.artifact import Artifact, Draft
+
+VECTORS = "vectors.safetensors"
+_CHUNK_BATCHES = 8
+
+
+def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
+    """Encode every item (resumable by chunks) and fit the projection."""
+    prompts = [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)]
+    vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
+    mean_D, std_D = vectors_ID.mean(axis=0), vectors_ID.std(axis=0) + 1e-6
+    standard_ID = (vectors_ID - mean_D) / std_D
+    components_DZ, scale = _principal_components(standard_ID, section.student_dims)
+    tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
+    save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
+    draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}
+
+
+def prompt_of(row: dict, template: str) -> str:
+    """Fill `{field}`s of the template from an item's row; brackets and separators around empty fields vanish."""
+
+    def value(match: re.Match[str]) -> str:
+        field = row.get(match[1])
+        return ", ".join(map(str, field)) if isinstance(field, list) else "" if field is None else str(field)
+
+    text = re.sub(r"\{(\w+)\}", value, template)
+    text = re.sub(r"\(\s*\)", "", text)
+    text = re.sub(r"\s+([.,])", r"\1", re.sub(r"\s+", " ", text)).strip(" .,")
+    return re.sub(r"([.,])(\s*[.,])+", r"\1", text) or "unknown"
+
+
+def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarray:
+    """Mean-pooled hidden states after `section.layer` layers, float32[len(prompts), D]."""
+    return np.concatenate(list(_encode_chunks(llm, prompts, section, 0)))
+
+
+def project(standard_ID: np.ndarray, components_DZ: np.ndarray, scale: float) -> np.ndarray:
+    """Standardised vectors to what the student reads, float32[I, Z]."""
+    return standard_ID @ components_DZ * scale
+
+
+def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """(standardised vectors float32[I + 1, D], student vectors float32[I + 1, Z])."""
+    tensors = load_file(artifact.file(VECTORS))
+    return tensors["vectors"], project(tensors["vectors"], tensors["components"], float(tensors["scale"][0]))
+
+
+def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, checkpoint: Path) -> np.ndarray:
+    done = sorted(checkpoint.glob("chunk-*.safetensors"))
+    chunks = [load_file(path)["vectors"] for path in done]
+    start = sum(len(chunk) for chunk in chunks)
+    if start < len(prompts):
+        for chunk in _encode_chunks(llm, prompts, section, start):
+            aside = checkpoint / "chunk.tmp"
+            save_file({"vectors": chunk}, aside)
+            aside.rename(checkpoint / f"chunk-{len(chunks):06d}.safetensors")
+            chunks.append(chunk)
+    return np.concatenate(chunks)
+
+
+@torch.no_grad()
+def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int):
+    """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
+    tokenizer, dtype = load_tokenizer(llm), compute_dtype("auto")
+    body = load_body(llm, max(section.layer, 0)).eval().to(device(), dtype)
+    chunk_size = section.batch_size * _CHUNK_BATCHES
+    for first in console.progress(range(start, len(prompts), chunk_size), "item text vectors"):
+        chunk = prompts[first : first + chunk_size]
+        vectors = np.empty((len(chunk), body.config.hidden_size), np.float32)
+        order = np.argsort([len(prompt) for prompt in chunk], kind="stable")
+        for rows in np.split(order, range(section.batch_size, len(chunk), section.batch_size)):
+            tokens = tokenizer(
+                [chunk[r] for r in rows], padding=True, truncation=True, max_length=section.max_tokens, return_tensors="pt"
+            ).to(device())
+            with autocast(dtype):
+                hidden_BLD = body(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+            mask_BL1 = tokens["attention_mask"][..., None]
+            vectors[rows] = ((hidden_BLD.float() * mask_BL1).sum(1) / mask_BL1.sum(1)).cpu().numpy()
+        yield vectors
+
+
+def _principal_components(standard_ID: np.ndarray, dims: int) -> tuple[np.ndarray, float]:
+    """The first `dims` right singular vectors float32[D, Z], and the scale that gives projections unit mean variance."""
+    _, _, components = np.linalg.svd(standard_ID, full_matrices=False)
+    components_DZ = np.ascontiguousarray(components[:dims].T)
+    return components_DZ, float(1 / ((standard_ID @ components_DZ).std() + 1e-6))

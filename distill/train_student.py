@@ -1,0 +1,78 @@
+"""Stage: train the student, or one of its control arms, with the same architecture, loss and budget.
+
+control-id    no text, no teacher          b_i
+control-text  item text, no teacher        b_i + eta W z_i
+student       item text and the teacher    b_i + eta W z_i, plus the recipe's distillation objectives
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.config import DistillSection
+from distill.device import device
+from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
+from distill.objectives import build_objectives
+from distill.targets import Targets
+from distill.training import Fit
+from foundation.artifact import Draft
+from recommender.config import StudentSection
+from recommender.split import Sequences
+from recommender.student import Student, StudentRecommender, save_student
+from recommender.windows import Batch, TrainingWindows
+
+ARMS = ("control-id", "control-text", "student")
+
+
+def build_student(
+    arm: str,
+    sequences: Sequences,
+    section: StudentSection,
+    seed: int,
+    draft: Draft,
+    *,
+    text_IZ: np.ndarray | None = None,
+    targets: Targets | None = None,
+    distill: DistillSection | None = None,
+) -> None:
+    """Train one arm, keep its best validation epoch, save and evaluate it. `targets` and `distill` go together."""
+    torch.manual_seed(seed)
+    student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
+    objectives = build_objectives(distill.objectives) if distill else {}
+    validator = Validator(sequences, section.max_length, section.optim, device())
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        label_BL = torch.from_numpy(batch.label_BL).to(device())
+        table_ID = student.items()
+        hidden_BLD = student(torch.from_numpy(batch.history_BL).to(device()), table_ID)
+        logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
+        label_loss = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)
+        if targets is None or distill is None:
+            return {"loss": label_loss}
+        teacher = targets.at(batch.position_BL[batch.label_BL > 0], device())
+        terms = {name: objective(logits_NI, teacher) for name, objective in objectives.items() if objective.weight}
+        total = distill.label_weight * label_loss + sum(objectives[name].weight * term for name, term in terms.items())
+        return {"loss": total, "label": label_loss, **terms}
+
+    def validate() -> float:
+        with torch.no_grad():
+            table_ID = student.items()
+            return validator(lambda history_BL: student.last_hidden(history_BL, table_ID), table_ID)
+
+    run = Fit(
+        student,
+        batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
+        losses=losses,
+        validate=validate,
+        section=section.optim,
+        seed=seed,
+        checkpoint=draft.checkpoint,
+        name=arm,
+    ).run()
+    save_student(student, draft)
+    save_history(run.history, draft.path)
+    record_accuracy(StudentRecommender(student), sequences, draft)
+    draft.metrics |= {"best_epoch": run.best_epoch, "num_parameters": student.num_parameters}

@@ -1,0 +1,56 @@
+"""Stage: fine-tune the LLM into the teacher."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.config import TeacherSection
+from distill.device import autocast, compute_dtype, device
+from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
+from distill.teacher import new_teacher, read_teacher, save_teacher, serving_teacher
+from distill.text import load_text
+from distill.training import Fit
+from foundation.artifact import Artifact, Draft
+from recommender.split import Sequences
+from recommender.windows import Batch, TrainingWindows
+
+
+def build_teacher(
+    llm: Artifact, text: Artifact, sequences: Sequences, section: TeacherSection, seed: int, draft: Draft
+) -> None:
+    """Train, keep the best validation epoch, save and evaluate what was saved."""
+    torch.manual_seed(seed)
+    teacher = new_teacher(llm, load_text(text)[0], section)
+    dtype, validator = compute_dtype(section.precision), Validator(sequences, section.max_length, section.optim, device())
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        label_BL = torch.from_numpy(batch.label_BL).to(device())
+        table_ID = teacher.table()
+        with autocast(dtype):
+            hidden_BLD = teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)
+            logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
+        return {"loss": F.cross_entropy(logits_NI.float(), label_BL[label_BL > 0] - 1)}
+
+    def validate() -> float:
+        with torch.no_grad(), autocast(dtype):
+            table_ID = teacher.table()
+            return validator(lambda history_BL: teacher(history_BL, table_ID)[:, -1], table_ID)
+
+    run = Fit(
+        teacher,
+        batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
+        losses=losses,
+        validate=validate,
+        section=section.optim,
+        seed=seed,
+        checkpoint=draft.checkpoint,
+        name="teacher",
+        slow_parameters=list(teacher.body.parameters()),
+        slow_learning_rate=section.body_learning_rate,
+    ).run()
+    save_teacher(teacher, llm, draft)
+    save_history(run.history, draft.path)
+    record_accuracy(serving_teacher(read_teacher(draft.path, section)), sequences, draft)
+    draft.metrics |= {"best_epoch": run.best_epoch, "compute_dtype": str(dtype).removeprefix("torch.")}

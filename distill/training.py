@@ -1,0 +1,177 @@
+"""The training loop of teacher and student: AdamW, warm-up and cosine, early stopping on validation, checkpoint and resume.
+
+A run is a pure function of its seed: batches come from (seed, epoch), and every step reseeds torch's generator from (seed,
+step), so a run resumed from a checkpoint gives the same weights, bit for bit, as one that was never interrupted (on one
+machine and thread count). A checkpoint is one safetensors file: weights, optimizer moments, and the counters as metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from foundation import console
+from recommender.config import OptimSection
+
+_LAST, _BEST = "last.safetensors", "best.safetensors"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why."""
+
+
+@dataclass
+class Counters:
+    """Where a run is."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best_score: float = -1.0
+    best_epoch: int = -1
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Fit:
+    """One training run over `model`'s trainable parameters.
+
+    batches(epoch): the batches of an epoch, the same for the same epoch.
+    losses(batch): named scalar terms; "loss" is the one minimised.
+    validate(): validation NDCG@10 of the current weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batches: Callable[[int], Sequence[Any]],
+        losses: Callable[[Any], dict[str, Tensor]],
+        validate: Callable[[], float],
+        section: OptimSection,
+        seed: int,
+        checkpoint: Path,
+        name: str,
+        slow_parameters: Sequence[nn.Parameter] = (),
+        slow_learning_rate: float | None = None,
+    ) -> None:
+        self.model, self.batches, self.losses, self.validate = model, batches, losses, validate
+        self.section, self.seed, self.checkpoint, self.name = section, seed, checkpoint, name
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        slow = {id(p) for p in slow_parameters}
+        groups = [
+            {"params": [p for p in self.parameters.values() if id(p) not in slow], "peak": section.learning_rate},
+            {
+                "params": [p for p in self.parameters.values() if id(p) in slow],
+                "peak": slow_learning_rate or section.learning_rate,
+            },
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, weight_decay=section.weight_decay, fused=True
+        )
+        self.at = Counters()
+
+    def run(self) -> Counters:
+        """Train (or go on training) to the end and leave the best epoch's weights in the model."""
+        self._resume()
+        total_steps = self.section.epochs * len(self.batches(0))
+        while self.at.epoch < self.section.epochs and self.at.epoch - self.at.best_epoch <= self.section.patience:
+            self._epoch(total_steps)
+        self._load_weights(load_file(self.checkpoint / _BEST))
+        return self.at
+
+    def _epoch(self, total_steps: int) -> None:
+        at, batches = self.at, self.batches(self.at.epoch)
+        saved = started = time.monotonic()
+        self.model.train()
+        for batch in console.progress(batches[at.step_in_epoch :], f"{self.name} epoch {at.epoch + 1}/{self.section.epochs}"):
+            self._step(batch, total_steps)
+            if time.monotonic() - saved > self.section.checkpoint_every_s:
+                self._save()
+                saved = time.monotonic()
+        train_s = time.monotonic() - started
+        self.model.eval()
+        score = self.validate()
+        means = {name: total / at.step_in_epoch for name, total in at.loss_sums.items()}
+        at.history.append({"epoch": at.epoch, "validation_ndcg_at_10": score, **means})
+        console.say(
+            f"{self.name} epoch {at.epoch + 1}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            + f", validation NDCG@10 {score:.4f} ({train_s:.1f} s + {time.monotonic() - started - train_s:.1f} s)"
+        )
+        if score > at.best_score:
+            at.best_score, at.best_epoch = score, at.epoch
+            _write(self._weights(), self.checkpoint / _BEST, {})
+        at.epoch, at.step_in_epoch, at.loss_sums = at.epoch + 1, 0, {}
+        self._save()
+
+    def _step(self, batch: Any, total_steps: int) -> None:
+        torch.manual_seed((self.seed << 32) + self.at.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self._schedule(min(self.at.step / total_steps, 1.0))
+        terms = self.losses(batch)
+        if not torch.isfinite(terms["loss"]):
+            raise TrainingError(
+                f"{self.name}: the loss became {terms['loss'].item()} at step {self.at.step}; lower the learning rate"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.section.clip_norm)
+        self.optimizer.step()
+        for name, term in terms.items():
+            self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + term.item()
+        self.at.step += 1
+        self.at.step_in_epoch += 1
+
+    def _schedule(self, done: float) -> float:
+        """Learning rate as a share of its peak after the fraction `done` of all steps."""
+        warmup, floor = self.section.warmup_fraction, self.section.final_learning_rate_fraction
+        if done < warmup:
+            return max(done / warmup, 0.01)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.parameters.items()}
+
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(weights[name])
+
+    def _save(self) -> None:
+        tensors = {f"weight.{name}": p for name, p in self._weights().items()}
+        for name, p in self.parameters.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"{key}.{name}"] = value
+        _write(tensors, self.checkpoint / _LAST, {"counters": json.dumps(asdict(self.at))})
+
+    def _resume(self) -> None:
+        path = self.checkpoint / _LAST
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as stored:
+            self.at = Counters(**json.loads(stored.metadata()["counters"]))
+        tensors = load_file(path)
+        self._load_weights({name: tensors[f"weight.{name}"] for name in self.parameters})
+        for name, p in self.parameters.items():
+            state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
+            if state:
+                self.optimizer.state[p] = {key: value.to(p.device) if key != "step" else value for key, value in state.items()}
+        console.say(f"{self.name}: going on from epoch {self.at.epoch + 1}, step {self.at.step}")
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    aside = path.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata)
+    os.replace(aside, path)

@@ -1,0 +1,70 @@
+"""Stage: a student as one ONNX graph (see `export/graph.py`), checked against PyTorch before it is kept.
+
+`torch.onnx.export(dynamo=True)`: optimum-onnx, which wraps the same exporter for Hugging Face tasks, has no task for a graph
+that ends in the top-K of a catalogue, and its release needs an older transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from export.config import ExportSection
+from export.graph import INPUT, OUTPUTS, ServingGraph
+from export.parity import Parity, compare, parity_histories
+from foundation.artifact import Draft
+from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.split import Sequences
+from recommender.student import Student, StudentRecommender
+
+ITEM_IDS = "item_ids.json"
+
+
+def build_onnx(student: Student, sequences: Sequences, section: ExportSection, digest: str, draft: Draft) -> None:
+    """Export, check, compare with PyTorch and write graph and item ids; `digest` (of the student) goes into the graph."""
+    if section.k >= sequences.num_items:
+        raise ValueError(f"export.k = {section.k} needs a catalogue of more items than that, it has {sequences.num_items}")
+    graph = draft.path / GRAPH
+    _export(ServingGraph(student.cpu(), section.k).eval(), section.opset, digest, graph)
+    (draft.path / ITEM_IDS).write_text(json.dumps(sequences.item_ids))
+    parity = compare(StudentRecommender(student), OnnxRecommender(graph), parity_histories(sequences, section), section.k)
+    require_overlap(parity, section.min_overlap, "ONNX Runtime", "PyTorch")
+    draft.metrics |= {"parity": parity.to_dict(), "num_parameters": student.num_parameters, "opset": section.opset}
+
+
+def require_overlap(parity: Parity, min_overlap: float, new: str, reference: str) -> None:
+    """Fail when two runtimes do not rank alike."""
+    if parity.overlap < min_overlap:
+        raise ValueError(
+            f"{new} and {reference} agree on only {parity.overlap:.4f} of the top items (export.min_overlap = {min_overlap}, "
+            f"largest score difference {parity.max_score_difference:.2e}); nothing was written"
+        )
+
+
+def _export(module: ServingGraph, opset: int, digest: str, out: Path) -> None:
+    dim = torch.export.Dim
+    shapes = {"history_BL": {0: dim("batch", max=65536), 1: dim("length", max=65536)}}
+    example = torch.randint(1, len(module.table_ID), (3, module.student.section.max_length + 2))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecation notes from inside torch's exporter
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            opset_version=opset,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"recdistill.student": digest})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, out)

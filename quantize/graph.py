@@ -1,0 +1,48 @@
+"""Stage: a quantized variant of an exported student, judged on ranking against the float graph."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+
+import onnx
+
+from foundation.artifact import Artifact, Draft
+from quantize.config import QuantizeSection
+from quantize.methods import GRAPH_METHODS
+from recommender.evaluate import evaluate
+from recommender.metrics import ndcg, paired_relative_difference, summary
+from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.split import Sequences
+
+
+def build_quantized_graph(
+    method: str, exported: Artifact, sequences: Sequences, section: QuantizeSection, draft: Draft
+) -> None:
+    """Quantize, check, and compare test NDCG@10 with the float graph, user by user."""
+    source = onnx.load(exported.file(GRAPH))
+    model = importlib.import_module(GRAPH_METHODS[method]).quantize(source, section)
+    # Quantizers list every operator set their library knows; keep those the graph uses.
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    onnx.helper.set_model_props(
+        model, {entry.key: entry.value for entry in source.metadata_props} | {"recdistill.quantization": method}
+    )
+    onnx.save(model, draft.path / GRAPH)
+    for name in exported.manifest["files"]:
+        if name != GRAPH:
+            shutil.copyfile(exported.file(name), draft.path / name)
+    float_U, quantized_U = (
+        evaluate(OnnxRecommender(path), sequences, "test") for path in (exported.file(GRAPH), draft.path / GRAPH)
+    )
+    draft.metrics |= {
+        "test": summary(quantized_U),
+        "ndcg_at_10_vs_float": paired_relative_difference(ndcg(quantized_U, 10), ndcg(float_U, 10))
+        if ndcg(float_U, 10).any()
+        else None,
+        "num_parameters": exported.metrics["num_parameters"],
+        "graph_bytes": (draft.path / GRAPH).stat().st_size,
+        "float_graph_bytes": exported.file(GRAPH).stat().st_size,
+    }

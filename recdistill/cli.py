@@ -1,0 +1,203 @@
+"""The command line: `recdistill STAGE …`. Light: a stage's code is imported when the stage runs.
+
+Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation import console
+from foundation.recipe import RecipeError, load_recipe
+
+if TYPE_CHECKING:
+    from recdistill.pipeline import Pipeline
+
+DEFAULT_RECIPE = "recipes/ml-100k.toml"
+USAGE_ERROR = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option; tests/test_cli.py freezes the list."""
+    parser = argparse.ArgumentParser(prog="recdistill", description="Distil, quantize, export and measure an LLM recommender.")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--recipe", type=Path, default=Path(DEFAULT_RECIPE), help=f"TOML file (default: {DEFAULT_RECIPE})")
+    common.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key, e.g. teacher.num_layers=6"
+    )
+    common.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="a dataset folder of your own instead of the recipe's source"
+    )
+    common.add_argument("--teacher", metavar="NAME", help="an asset, local folder or hub name instead of the recipe's LLM")
+    common.add_argument("--runs", type=Path, default=Path("runs"), help="where artefacts are kept (default: runs)")
+    common.add_argument("--overwrite", action="store_true", help="replace artefacts that were made differently")
+
+    def stage(
+        name: str, run: Callable[[argparse.Namespace], dict[str, Any]], about: str, group: Any = stages
+    ) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=about, description=about, parents=[] if run is _inspect else [common])
+        sub.set_defaults(run=run)
+        return sub
+
+    stage("data", _data, "import and validate the data")
+    stage("teacher", _teacher, "fine-tune the LLM, train the controls, audit the teacher")
+    stage("distill", _distill, "everything up to the distilled student, and the result table")
+    stage("quantize", _quantize, "int8 and 4-bit variants of student and teacher, each judged on ranking")
+    export = stages.add_parser("export", help="the serving graph", description="The serving graph.")
+    targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
+    stage("onnx", _export_onnx, "one ONNX graph: history in, top-K out", targets)
+    stage("tensorrt", _export_tensorrt, "TensorRT engines from the ONNX graph", targets)
+    stage("bench", _bench, "accuracy, latency, throughput and memory of every variant")
+    stage("inspect", _inspect, "what an artefact is, what made it, and whether it is whole").add_argument("artifact", type=Path)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the last line of standard output is its result as JSON."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        console.result(arguments.run(arguments))
+    except KeyboardInterrupt:
+        console.say("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    except (RecipeError, ValueError) as error:
+        console.say(f"error: {error}")
+        return USAGE_ERROR
+    except (OSError, RuntimeError) as error:
+        console.say(f"failed: {error}")
+        return 1
+    return 0
+
+
+def _pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """The pipeline of the recipe with the command's overrides."""
+    from recdistill.recipe import Recipe
+
+    overrides = list(arguments.set)
+    if arguments.data:
+        folder = arguments.data.expanduser().resolve()
+        overrides = [
+            f"name='{folder.name}'",
+            "data.importer='folder'",
+            f"data.source='{folder}'",
+            "data.options={}",
+            *overrides,
+        ]
+    if arguments.teacher:
+        overrides.append(f"teacher.llm='{arguments.teacher}'")
+    recipe = load_recipe(Recipe, arguments.recipe, overrides)
+    from recdistill.pipeline import Pipeline
+
+    if recipe.about:
+        console.say(f"{arguments.recipe}: {recipe.about}")
+    return Pipeline(recipe, arguments.runs, arguments.overwrite)
+
+
+def _torch_pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """The pipeline, with torch set up for reproducible training."""
+    pipeline = _pipeline(arguments)
+    import os
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(pipeline.recipe.num_threads or len(os.sched_getaffinity(0)))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return pipeline
+
+
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    data = _pipeline(arguments).data
+    return {"stage": "data", "path": str(data.path), **data.metrics}
+
+
+def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    made = [(pipeline.teacher(seed), pipeline.audit(seed)) for seed in pipeline.recipe.seeds]
+    return {
+        "stage": "teacher",
+        "teachers": [{"path": str(teacher.path), **teacher.metrics, "audit": audit.metrics} for teacher, audit in made],
+    }
+
+
+def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.table import accuracy_table
+
+    pipeline = _torch_pipeline(arguments)
+    for seed in pipeline.recipe.seeds:
+        pipeline.arm("control-id", seed)
+        pipeline.arm("control-text", seed)
+        pipeline.teacher(seed)
+        pipeline.audit(seed)
+        pipeline.arm("student", seed)
+    rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
+    rows |= {name: [pipeline.arm(name, seed) for seed in pipeline.recipe.seeds] for name in ("control-id", "control-text")}
+    rows["teacher"] = [pipeline.teacher(seed) for seed in pipeline.recipe.seeds]
+    rows["student"] = [pipeline.arm("student", seed) for seed in pipeline.recipe.seeds]
+    text, figures = accuracy_table(rows, pipeline.sequences)
+    print(text)
+    return {"stage": "distill", "runs": str(pipeline.folder), **figures}
+
+
+def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+    from quantize.methods import GRAPH_METHODS, LLM_METHODS
+
+    pipeline = _torch_pipeline(arguments)
+    found = {}
+    for seed in pipeline.recipe.seeds:
+        made = {f"student-{method}": pipeline.quantized_student(method, seed) for method in GRAPH_METHODS}
+        made |= {f"teacher-{method}": pipeline.quantized_teacher(method, seed) for method in LLM_METHODS}
+        for name, artifact in made.items():
+            found.setdefault(name, []).append(
+                {"seed": seed, "path": str(artifact.path), "artifact_bytes": artifact.num_bytes, **artifact.metrics}
+            )
+    return {"stage": "quantize", "variants": found}
+
+
+def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    made = [pipeline.onnx("student", seed) for seed in pipeline.recipe.seeds]
+    return {"stage": "export onnx", "graphs": [{"path": str(a.path), "artifact_bytes": a.num_bytes, **a.metrics} for a in made]}
+
+
+def _export_tensorrt(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    artifact = pipeline.tensorrt(pipeline.recipe.seeds[0])
+    print(f"{artifact.metrics['flavour']} {artifact.metrics['tensorrt']}: {artifact.metrics['status']}")
+    for engine in artifact.metrics["engines"]:
+        print(
+            f"  {artifact.path / engine['file']}: target {engine['target']}, {engine['bytes'] / 2**20:.2f} MiB, built in {engine['build_s']:.1f} s"
+        )
+    return {"stage": "export tensorrt", "path": str(artifact.path), **artifact.metrics}
+
+
+def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.report import load_report
+
+    artifact = _torch_pipeline(arguments).report()
+    print((artifact.path / "report.md").read_text())
+    report = load_report(artifact.path)
+    return {
+        "stage": "bench",
+        "path": str(artifact.path / "report.json"),
+        "targets_sha256": report["targets_sha256"],
+        **artifact.metrics,
+    }
+
+
+def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
+    from foundation.artifact import load
+
+    artifact = load(arguments.artifact)
+    artifact.verify()
+    return {"stage": "inspect", "path": str(artifact.path), "digest": artifact.digest, "whole": True, **artifact.manifest}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Which stage reads what, and where its artefact lies.
+
+    RUNS/llm/NAME                                 the LLM
+    RUNS/DATASET/data, popularity, item-knn, text
+    RUNS/DATASET/seed-S/control-id, control-text, teacher, audit, targets, student
+    RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt
+    RUNS/DATASET/report
+
+Every method returns an artefact, making it (and what it needs) only if it is not there already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.artifact import Artifact, Draft, make
+from recdistill.recipe import Recipe
+
+if TYPE_CHECKING:
+    from recommender.split import Sequences
+
+ARMS = ("control-id", "control-text", "student")
+
+
+class Pipeline:
+    """The stages of one recipe under one runs folder."""
+
+    def __init__(self, recipe: Recipe, runs: Path, overwrite: bool = False) -> None:
+        self.recipe, self.runs, self.overwrite = recipe, runs, overwrite
+        self.folder = runs / recipe.name
+
+    @cached_property
+    def data(self) -> Artifact:
+        from recommender.data import write_dataset
+        from recommender.importers import read, source_digest
+
+        section = self.recipe.data
+        recipe = self._sections("data") | {"source_sha256": source_digest(section.source)}
+
+        def build(draft: Draft) -> None:
+            write_dataset(read(section.importer, section.source, section.options), draft, section.max_quarantined_fraction)
+
+        return self._make(self.folder / "data", "dataset", recipe, {}, build)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        from recommender.data import load_dataset
+        from recommender.split import build_sequences
+
+        self.data.verify()
+        return build_sequences(load_dataset(self.data.path))
+
+    def baseline(self, name: str) -> Artifact:
+        from recommender.baselines import build_baseline
+
+        return self._make(
+            self.folder / name, name, {}, {"data": self.data}, lambda draft: build_baseline(name, self.sequences, draft)
+        )
+
+    @cached_property
+    def llm(self) -> Artifact:
+        from distill.llm import build_llm
+
+        name = self.recipe.teacher.llm
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "llm"
+        return self._make(self.runs / "llm" / slug, "llm", {"llm": name}, {}, lambda draft: build_llm(name, draft))
+
+    @cached_property
+    def text(self) -> Artifact:
+        from distill.text import build_text
+        from recommender.data import load_dataset
+
+        def build(draft: Draft) -> None:
+            build_text(self.llm, load_dataset(self.data.path).items, self.recipe.text, draft)
+
+        return self._make(
+            self.folder / "text", "item-text", self._sections("text"), {"data": self.data, "llm": self.llm}, build
+        )
+
+    def teacher(self, seed: int) -> Artifact:
+        from distill.train_teacher import build_teacher
+
+        def build(draft: Draft) -> None:
+            build_teacher(self.llm, self.text, self.sequences, self.recipe.teacher, seed, draft)
+
+        inputs = {"data": self.data, "llm": self.llm, "text": self.text}
+        return self._make(
+            self._seeded(seed, "teacher"), "teacher", self._sections("teacher", "num_threads"), inputs, build, seed
+        )
+
+    def audit(self, seed: int) -> Artifact:
+        from distill.audit import build_audit
+
+        others = {name: self.baseline(name) for name in ("popularity", "item-knn")} | {a: self.arm(a, seed) for a in ARMS[:2]}
+        teacher = self.teacher(seed)
+        inputs = {"data": self.data, "teacher": teacher, **others}
+        return self._make(
+            self._seeded(seed, "audit"),
+            "audit",
+            {},
+            inputs,
+            lambda draft: build_audit(teacher, others, self.sequences, draft),
+            seed,
+        )
+
+    def targets(self, seed: int) -> Artifact:
+        from distill.targets import build_targets
+        from distill.teacher import load_teacher
+
+        teacher = self.teacher(seed)
+
+        def build(draft: Draft) -> None:
+            build_targets(load_teacher(teacher), self.sequences, self.recipe.targets, draft)
+
+        inputs = {"data": self.data, "teacher": teacher}
+        return self._make(
+            self._seeded(seed, "targets"), "targets", self._sections("targets", "num_threads"), inputs, build, seed
+        )
+
+    def arm(self, arm: str, seed: int) -> Artifact:
+        """control-id, control-text or student."""
+        from distill.targets import Targets
+        from distill.text import load_text
+        from distill.train_student import build_student
+
+        inputs = {"data": self.data}
+        if arm != "control-id":
+            inputs["text"] = self.text
+        if arm == "student":
+            inputs["targets"] = self.targets(seed)
+
+        def build(draft: Draft) -> None:
+            options: dict[str, Any] = {"text_IZ": load_text(inputs["text"])[1]} if "text" in inputs else {}
+            if "targets" in inputs:
+                options |= {"targets": Targets(inputs["targets"]), "distill": self.recipe.distill}
+            build_student(arm, self.sequences, self.recipe.student, seed, draft, **options)
+
+        sections = ("student", "num_threads", *(("distill",) if arm == "student" else ()))
+        return self._make(self._seeded(seed, arm), arm, self._sections(*sections), inputs, build, seed)
+
+    def onnx(self, arm: str, seed: int) -> Artifact:
+        from export.onnx_graph import build_onnx
+        from recommender.student import load_student
+
+        student = self.arm(arm, seed)
+
+        def build(draft: Draft) -> None:
+            build_onnx(load_student(student), self.sequences, self.recipe.export, student.digest, draft)
+
+        return self._make(
+            self._seeded(seed, "onnx") / arm,
+            "onnx",
+            self._sections("export"),
+            {"data": self.data, "student": student},
+            build,
+            seed,
+        )
+
+    def quantized_student(self, method: str, seed: int) -> Artifact:
+        from quantize.graph import build_quantized_graph
+
+        exported = self.onnx("student", seed)
+
+        def build(draft: Draft) -> None:
+            build_quantized_graph(method, exported, self.sequences, self.recipe.quantize, draft)
+
+        inputs = {"data": self.data, "onnx": exported}
+        return self._make(
+            self._seeded(seed, f"student-{method}"), f"onnx-{method}", self._sections("quantize"), inputs, build, seed
+        )
+
+    def quantized_teacher(self, method: str, seed: int) -> Artifact:
+        from quantize.llm import build_quantized_llm
+
+        teacher = self.teacher(seed)
+        return self._make(
+            self._seeded(seed, f"teacher-{method}"),
+            f"teacher-{method}",
+            self._sections("teacher"),
+            {"data": self.data, "teacher": teacher},
+            lambda draft: build_quantized_llm(method, teacher, self.sequences, draft),
+            seed,
+        )
+
+    def tensorrt(self, seed: int) -> Artifact:
+        from export.tensorrt_engine import build_engines
+        from recommender.runtimes.tensorrt import import_tensorrt
+
+        module, flavour = import_tensorrt()
+        exported = self.onnx("student", seed)
+        recipe = self._sections("export") | {"flavour": flavour, "tensorrt": module.__version__}
+
+        def build(draft: Draft) -> None:
+            build_engines(exported, self.sequences, self.recipe.export, draft)
+
+        return self._make(
+            self._seeded(seed, "student-trt"), "tensorrt", recipe, {"data": self.data, "onnx": exported}, build, seed
+        )
+
+    def report(self) -> Artifact:
+        """Measure every variant anew: a report is never reused."""
+        from benchmark.report import Row, build_report
+
+        seeds = self.recipe.seeds
+        rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
+        rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in ARMS[:2]]
+        rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
+        rows += [Row(f"teacher-{m}", [self.quantized_teacher(m, seed) for seed in seeds]) for m in ("int8", "nf4")]
+        rows += [Row("student", [self.onnx("student", seed) for seed in seeds])]
+        rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in ("int8", "int4")]
+        rows += [Row("student-trt", [self.tensorrt(seeds[0])])]
+        section, length = self.recipe.benchmark, self.recipe.student.max_length
+        inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {
+            "data": self.data
+        }
+        return make(
+            self.folder / "report",
+            "report",
+            recipe=self._sections("benchmark"),
+            inputs=inputs,
+            build=lambda draft: build_report(rows, self.data, self.llm, length, section, draft),
+            remake=True,
+        )
+
+    def _sections(self, *names: str) -> dict[str, Any]:
+        dumped = self.recipe.model_dump(mode="json")
+        return {name: dumped[name] for name in names}
+
+    def _seeded(self, seed: int, name: str) -> Path:
+        return self.folder / f"seed-{seed}" / name
+
+    def _make(
+        self,
+        out: Path,
+        kind: str,
+        recipe: dict[str, Any],
+        inputs: dict[str, Artifact],
+        build: Callable[[Draft], None],
+        seed: int | None = None,
+    ) -> Artifact:
+        if out in self._made:
+            return self._made[out]
+        self._made[out] = make(out, kind, recipe=recipe, inputs=inputs, build=build, seed=seed, overwrite=self.overwrite)
+        return self._made[out]
+
+    @cached_property
+    def _made(self) -> dict[Path, Artifact]:
+        """What this run has made or reused, so that it is said once."""
+        return {}

@@ -1,0 +1,45 @@
+"""Recipe sections of the domain: the data and the student."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from foundation.recipe import Section
+
+
+class DataSection(Section):
+    """Where the interactions and items come from; see `recommender/importers`."""
+
+    importer: Literal["folder", "recbole", "movielens", "amazon", "table"] = "folder"
+    source: str = Field(default="", description="asset name, path or URL")
+    options: dict[str, Any] = Field(default={}, description="the importer's own options")
+    max_quarantined_fraction: float = Field(default=0.01, ge=0, le=1)
+
+
+class OptimSection(Section):
+    """One training run: AdamW, linear warm-up then cosine decay, early stopping on validation NDCG@10."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    batch_size: int = Field(default=64, ge=1, le=65536, description="windows a step")
+    epochs: int = Field(default=30, ge=1, le=10_000)
+    patience: int = Field(default=5, ge=1, description="epochs without a better validation NDCG@10 before stopping")
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends")
+    clip_norm: float = Field(default=1.0, gt=0)
+    checkpoint_every_s: float = Field(default=60.0, gt=0)
+    validation_users: int = Field(default=0, ge=0, description="a fixed sample of users for model selection; 0 = all")
+
+
+class StudentSection(Section):
+    """The student architecture, the same for every arm."""
+
+    hidden_size: int = Field(default=64, ge=4, le=4096)
+    num_layers: int = Field(default=2, ge=1, le=24)
+    num_heads: int = Field(default=2, ge=1, le=64)
+    max_length: int = Field(default=50, ge=2, le=4096, description="most recent items the encoder reads")
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    text_scale: float = Field(default=1.0, ge=0, le=100, description="eta in e_i = b_i + eta W z_i")
+    optim: OptimSection = OptimSection()

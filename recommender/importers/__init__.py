@@ -1,0 +1,61 @@
+"""Importers: one file, one source format, one `read(source, options) -> Tables`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foundation import fetch
+from foundation.artifact import sha256_file
+from recommender.data import DataError, Tables, read_tables
+
+METHODS = {
+    "recbole": "recommender.importers.recbole",
+    "movielens": "recommender.importers.movielens",
+    "amazon": "recommender.importers.amazon",
+    "table": "recommender.importers.table",
+}
+
+
+def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:
+    """Raw tables from `source` (an asset's name, a path or a URL) by the importer's rules."""
+    if not source:
+        raise DataError("data.source is empty; name an asset, a path or a URL")
+    path = locate(source)
+    if importer == "folder":
+        if options:
+            raise DataError(f"importer 'folder' takes no options, got: {', '.join(options)}")
+        return read_tables(path)
+    try:
+        return importlib.import_module(METHODS[importer]).read(path, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error) and "required" not in str(error):
+            raise
+        raise DataError(f"data.options of importer {importer!r}: {error}") from None
+
+
+def locate(source: str) -> Path:
+    """Local path of an asset's name, a URL or a path."""
+    if source in fetch.ASSETS:
+        return fetch.fetch(source)
+    if source.startswith(("http://", "https://")):
+        return fetch.fetch_url(source, None)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{source!r} is neither an existing path, a URL, nor an asset ({', '.join(sorted(fetch.ASSETS))})")
+    return path
+
+
+def source_digest(source: str) -> str:
+    """What identifies the content of `source`: an asset's pinned digest, or the sha256 of the file or of a folder's files."""
+    if source in fetch.ASSETS:
+        asset = fetch.ASSETS[source]
+        return asset.digest if isinstance(asset, fetch.UrlAsset) else f"sha256:{asset.sha256}"
+    path = locate(source)
+    if path.is_file():
+        return f"sha256:{sha256_file(path)}"
+    listing = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"

@@ -1,0 +1,65 @@
+"""RecBole atomic files (`NAME.inter`, `.item`, `.kg`, `.link`, `.user`): tab-separated, header cells are `name:type`.
+
+https://recbole.io/docs/user_guide/data/atomic_files.html
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from recommender.data import DataError, Tables
+
+_TITLE_NAMES = ("title", "movie_title", "name", "item_name")
+_CATEGORY_NAMES = ("class", "genre", "categories", "category")
+_YEAR_NAMES = ("release_year", "year")
+
+
+def read(source: Path) -> Tables:
+    """Read every atomic file of the folder `source`."""
+    interactions = _read_atomic(_only(source, "inter"))
+    items = _read_atomic(_only(source, "item"))
+    columns = [pl.col("user_id"), pl.col("item_id")]
+    if "timestamp" in interactions.columns:
+        columns.append(pl.col("timestamp").cast(pl.Float64).cast(pl.Int64))
+    if "rating" in interactions.columns:
+        columns.append(pl.col("rating").cast(pl.Float64))
+    extra = {}
+    if kg := list(source.glob("*.kg")):
+        extra["kg.parquet"] = _read_atomic(kg[0]).rename({"head_id": "head", "relation_id": "relation", "tail_id": "tail"})
+    if link := list(source.glob("*.link")):
+        extra["item_entity.parquet"] = _read_atomic(link[0]).rename({"entity_id": "entity"})
+    if user := list(source.glob("*.user")):
+        extra["users.parquet"] = _read_atomic(user[0])
+    return Tables(interactions.select(columns), _items(items), extra)
+
+
+def _items(raw: pl.DataFrame) -> pl.DataFrame:
+    title = _first(raw, _TITLE_NAMES)
+    if title is None:
+        raise DataError(
+            f"the .item file has no title column (looked for {', '.join(_TITLE_NAMES)}; it has {', '.join(raw.columns)})"
+        )
+    columns = [pl.col("item_id"), pl.col(title).alias("title")]
+    if category := _first(raw, _CATEGORY_NAMES):
+        columns.append(pl.col(category).fill_null("").str.split(" ").alias("categories"))
+    if year := _first(raw, _YEAR_NAMES):
+        columns.append(pl.col(year).cast(pl.Int64, strict=False).alias("year"))
+    return raw.select(columns)
+
+
+def _first(frame: pl.DataFrame, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in frame.columns), None)
+
+
+def _only(folder: Path, suffix: str) -> Path:
+    found = list(folder.glob(f"*.{suffix}"))
+    if len(found) != 1:
+        raise DataError(f"{folder} must hold exactly one .{suffix} file, it holds {len(found)}")
+    return found[0]
+
+
+def _read_atomic(path: Path) -> pl.DataFrame:
+    frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+    return frame.rename({name: name.split(":")[0] for name in frame.columns})

@@ -1,0 +1,82 @@
+"""TensorRT on a CUDA device: both flavours (`tensorrt`, `tensorrt_rtx`) have one Python API.
+
+Memory is held by torch tensors; tied scores may come in another order than ONNX Runtime's (TensorRT promises none).
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+class TensorRTUnavailable(RuntimeError):
+    """No TensorRT flavour, or no device to run on; the message says how to get one."""
+
+
+def import_tensorrt() -> tuple[ModuleType, str]:
+    """The installed TensorRT module and its flavour; `tensorrt` where it can be used, else `tensorrt_rtx`."""
+    for flavour in ("tensorrt", "tensorrt_rtx"):
+        try:
+            module: Any = importlib.import_module(flavour)
+        except (ImportError, OSError):
+            continue
+        if hasattr(module, "Builder"):  # without NVIDIA's libraries the package imports, but is empty
+            return module, flavour
+    raise TensorRTUnavailable(
+        "no TensorRT: `make export-trt` installs one by itself; by hand, `pip install -e .[tensorrt-rtx]` builds engines with or without a GPU, "
+        "`pip install -e .[tensorrt]` (NVIDIA's index) builds and runs on a CUDA machine"
+    )
+
+
+class TensorRTRecommender:
+    """An engine as a recommender."""
+
+    def __init__(self, engine: Path) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise TensorRTUnavailable(f"{engine} needs a CUDA device to run; it was built, not run")
+        self.trt, self.flavour = import_tensorrt()
+        self.engine = self.trt.Runtime(self.trt.Logger(self.trt.Logger.ERROR)).deserialize_cuda_engine(engine.read_bytes())
+        if self.engine is None:
+            raise TensorRTUnavailable(
+                f"{engine} does not load on {torch.cuda.get_device_name()}; build it on, or for, this device"
+            )
+        self.context = self.engine.create_execution_context()
+        self.k = self.engine.get_tensor_shape("item_index")[1]
+
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        history = torch.from_numpy(np.ascontiguousarray(history_BL)).cuda()
+        outputs = {
+            "item_index": torch.empty((len(history_BL), self.k), dtype=self._dtype("item_index"), device="cuda"),
+            "score": torch.empty((len(history_BL), self.k), dtype=self._dtype("score"), device="cuda"),
+        }
+        if not self.context.set_input_shape("history", tuple(history.shape)):
+            raise ValueError(
+                f"the engine was not built for histories of shape {tuple(history.shape)}; see export.trt_max_batch, export.trt_max_length"
+            )
+        for name, tensor in {"history": history, **outputs}.items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        if not self.context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT refused to run the engine; see its log above")
+        stream.synchronize()
+        index_BK, score_BK = outputs["item_index"].long().cpu().numpy(), outputs["score"].float().cpu().numpy()
+        return index_BK[:, :k], score_BK[:, :k]
+
+    def _dtype(self, name: str) -> Any:
+        import torch
+
+        known = {
+            self.trt.int64: torch.int64,
+            self.trt.int32: torch.int32,
+            self.trt.float32: torch.float32,
+            self.trt.float16: torch.float16,
+        }
+        return known[self.engine.get_tensor_dtype(name)]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from benchmark.config import BenchmarkSection
 from benchmark.worker import Job
 from foundation import console
+
+Results = dict[str, list[dict[str, Any]]]
 
 
 def run_process(job: Job, section: BenchmarkSection) -> dict[str, Any]:
@@ -39,14 +42,20 @@ def run_process(job: Job, section: BenchmarkSection) -> dict[str, Any]:
         return json.loads(result_file.read_text())
 
 
-def measure_speed(jobs: Mapping[str, Job], section: BenchmarkSection) -> dict[str, list[dict[str, Any]]]:
-    """Results of every variant, one per round; a variant that fails once is left out of later rounds."""
+def measure(jobs: Mapping[str, Job], section: BenchmarkSection) -> Results:
+    """Results of every job, one per round; accuracy only in the first. What fails once is left out of later rounds."""
     names, results = list(jobs), {name: [] for name in jobs}
     schedule = [(r, names[(r + i) % len(names)]) for r in range(section.rounds) for i in range(len(names))]
-    for _, name in console.progress(schedule, "speed and memory"):
-        if not any("error" in result for result in results[name]):
-            results[name].append(run_process(jobs[name], section))
+    for round_number, name in console.progress(schedule, "measuring"):
+        if not failure(results[name]):
+            job = jobs[name] if round_number == 0 else replace(jobs[name], data="")
+            results[name].append(run_process(job, section))
     return results
+
+
+def failure(own: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a variant failed, or None."""
+    return next((result["error"] for result in own if "error" in result), None)
 
 
 def round_ratios(

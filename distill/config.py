@@ -15,7 +15,7 @@ class TextSection(Section):
     """Item text vectors by the LLM: mean over the prompt's tokens of one layer's hidden states, then PCA for the student."""
 
     prompt: str = Field(
-       default= default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
+        default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
     )
     layer: int = Field(default=-1, ge=-1, description="hidden states after this many layers; -1 = all layers")
     max_tokens: int = Field(default=64, ge=1, le=8192)
@@ -32,7 +32,7 @@ class TeacherSection(Section):
     lora_rank: int = Field(default=16, ge=1, le=1024)
     body_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of the LLM's own weights or their LoRA factors")
     item_size: int = Field(
-       default= default=128, ge=4, le=8192, description="size of the item vectors, between the catalogue and the LLM"
+        default=128, ge=4, le=8192, description="size of the item vectors, between the catalogue and the LLM"
     )
     item_dropout: float = Field(default=0.2, ge=0, lt=1, description="dropout on item tokens and output states")
     max_length: int = Field(default=50, ge=2, le=4096)

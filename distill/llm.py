@@ -95,7 +95,7 @@ _ENCODERS = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "ernie", 
 
 def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:
     """Replace the token embedding, which item tokens bypass, by a single row."""
-    body.set_input_embeddings(nn.Embedding(1, body.get_input_embeddings().embedding_dim))
+    body.set_input_embeddings(nn.Embedding(1, body.config.hidden_size))
     body.config.vocab_size = 1
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(body.config, name, None)
@@ -115,7 +115,8 @@ def check_causal(body: PreTrainedModel) -> None:
     body.train(was_training)
     if not torch.allclose(before, after, atol=1e-2 if body.dtype == torch.bfloat16 else 1e-4):
         raise TeacherError(
-            f"{body.config.model_type} does not read left to right; use a decoder, or an encoder with a causal mode (BERT family)"
+            f"{body.config.model_type} does not read left to right; "
+            "use a decoder, or an encoder with a causal mode (BERT family)"
         )
 
 
@@ -124,8 +125,7 @@ def _dequantize(folder: Path, out: Path) -> dict[str, Any]:
     gguf = next(folder.glob("*.gguf")).name
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf)
     config = copy.deepcopy(loaded.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config.__dict__.pop("quantization_config", None)
     clean = AutoModelForCausalLM.from_config(config)
     clean.load_state_dict(loaded.state_dict())
     clean.save_pretrained(out)
@@ -139,6 +139,5 @@ def _snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except Exception as error:  # huggingface_hub raises many unrelated types; each means "not to be had"
-        raise TeacherError(
-            f"{name!r} is neither an asset, a local folder nor reachable on the hub ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise TeacherError(f"{name!r} is neither an asset, a local folder nor reachable on the hub ({reason})") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,9 @@ class Teacher(nn.Module):
     """Body, item tokens and output head."""
 
     text_IZ: Tensor
+    body: Any  # a PreTrainedModel, or peft's wrapper around one
 
-    def __init__(self, body: PreTrainedModel, text_IZ: Tensor, section: TeacherSection, token_rms: float) -> None:
+    def __init__(self, body: Any, text_IZ: Tensor, section: TeacherSection, token_rms: float) -> None:
         super().__init__()
         width = body.config.hidden_size
         self.section, self.body = section, body
@@ -100,7 +102,7 @@ class TeacherRecommender:
 
 def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
     """An untrained teacher around the pretrained body, with LoRA factors where the recipe asks for them."""
-    body = _quantized_body(llm, section) if section.tuning == "qlora" else load_body(llm, section.num_layers)
+    body: Any = _quantized_body(llm, section) if section.tuning == "qlora" else load_body(llm, section.num_layers)
     check_causal(body)
     token_rms = body.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
     drop_vocabulary(body)
@@ -165,11 +167,11 @@ def serving_teacher(teacher: Teacher) -> TeacherRecommender:
     """The teacher in its fastest correct precision here."""
     dtype = compute_dtype(teacher.section.precision)
     if getattr(teacher.body, "quantization_method", None) is None:
-        teacher.body.to(dtype)
+        teacher.body.to(dtype=dtype)  # type: ignore[call-arg]
     return TeacherRecommender(teacher, dtype)
 
 
-def _with_lora(body: PreTrainedModel, section: TeacherSection) -> PreTrainedModel:
+def _with_lora(body: PreTrainedModel, section: TeacherSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     rank = section.lora_rank

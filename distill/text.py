@@ -9,6 +9,7 @@ components are kept, so that a new item's vectors are computed the same way (`pr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from distill.config import TextSection
-from distill.device import autocast, compute_dtype, device
+from distill.device import compute_dtype, device
 from distill.llm import load_body, load_tokenizer
 from foundation import console
 from foundation.artifact import Artifact, Draft
@@ -81,23 +82,22 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
 
 
 @torch.no_grad()
-def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int):
+def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int) -> Iterator[np.ndarray]:
     """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
     tokenizer, dtype = load_tokenizer(llm), compute_dtype("auto")
-    body = load_body(llm, max(section.layer, 0)).eval().to(device(), dtype)
+    body = load_body(llm, max(section.layer, 0), dtype=dtype).eval()
+    body.to(device=device())  # type: ignore[call-arg]
     chunk_size = section.batch_size * _CHUNK_BATCHES
     for first in console.progress(range(start, len(prompts), chunk_size), "item text vectors"):
         chunk = prompts[first : first + chunk_size]
         vectors = np.empty((len(chunk), body.config.hidden_size), np.float32)
         order = np.argsort([len(prompt) for prompt in chunk], kind="stable")
         for rows in np.split(order, range(section.batch_size, len(chunk), section.batch_size)):
-            tokens = tokenizer(
-                [chunk[r] for r in rows], padding=True, truncation=True, max_length=section.max_tokens, return_tensors="pt"
-            ).to(device())
-            with autocast(dtype):
-                hidden_BLD = body(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-            mask_BL1 = tokens["attention_mask"][..., None]
-            vectors[rows] = ((hidden_BLD.float() * mask_BL1).sum(1) / mask_BL1.sum(1)).cpu().numpy()
+            options = {"padding": True, "truncation": True, "max_length": section.max_tokens, "return_tensors": "pt"}
+            tokens = tokenizer([chunk[r] for r in rows], **options).to(device())
+            mask_BL = tokens["attention_mask"]
+            hidden_BLD = body(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state.float()
+            vectors[rows] = ((hidden_BLD * mask_BL[..., None]).sum(1) / mask_BL.sum(1, keepdim=True)).cpu().numpy()
         yield vectors
 
 

@@ -52,5 +52,10 @@ def build_teacher(
     ).run()
     save_teacher(teacher, llm, draft)
     save_history(run.history, draft.path)
-    record_accuracy(serving_teacher(read_teacher(draft.path, section)), sequences, draft)
-    draft.metrics |= {"best_epoch": run.best_epoch, "compute_dtype": str(dtype).removeprefix("torch.")}
+    saved = serving_teacher(read_teacher(draft.path, section))
+    record_accuracy(saved, sequences, draft)
+    draft.metrics |= {
+        "num_parameters": saved.teacher.num_parameters,
+        "best_epoch": run.best_epoch,
+        "compute_dtype": str(dtype).removeprefix("torch."),
+    }

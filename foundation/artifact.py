@@ -240,9 +240,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     if not isinstance(manifest, dict) or not required <= set(manifest):
         raise ArtifactError(f"{path / MANIFEST} lacks required fields; delete {path} and make it again")
     if manifest["schema_version"] > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has artefact schema {manifest['schema_version']}, this version reads up to {SCHEMA_VERSION}; update RecDistill"
-        )
+        found = manifest["schema_version"]
+        raise ArtifactError(f"{path} has artefact schema {found}, this version reads up to {SCHEMA_VERSION}; update RecDistill")
     for name in manifest["files"]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(f"{path / MANIFEST} names a file outside the artefact: {name!r}; do not use this artefact")

@@ -35,6 +35,6 @@ def _check_shapes(body: nn.Module, method: str) -> None:
     for name, module in body.named_modules():
         if hasattr(module, "quant_type") and (module.in_features % 64 or module.out_features % 32):  # type: ignore[operator]
             raise ValueError(
-                f"nf4 on the CPU needs layers of a multiple of 64 inputs and 32 outputs; {name} is {module.in_features} x {module.out_features}; "
-                "quantize this teacher on a CUDA device"
+                f"nf4 on the CPU needs layers of a multiple of 64 inputs and 32 outputs; {name} has {module.in_features} and "
+                f"{module.out_features}; quantize this teacher on a CUDA device"
             )

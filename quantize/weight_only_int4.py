@@ -7,6 +7,7 @@ the look-up in the item table.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import onnx
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -30,5 +31,5 @@ def quantize(model: onnx.ModelProto, section: QuantizeSection) -> onnx.ModelProt
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "invalid value encountered in divide")  # the padding row's scale is 0
         quantizer.process()
-    assert quantizer.model is not None
-    return quantizer.model.model
+    quantized: Any = quantizer.model
+    return quantized.model

@@ -93,7 +93,9 @@ BASELINES = {"popularity": fit_popularity, "item-knn": fit_item_knn}
 
 def build_baseline(name: str, sequences: Sequences, draft: Draft) -> None:
     """Fit a baseline and write it."""
-    BASELINES[name](sequences).save(draft.path)
+    baseline = BASELINES[name](sequences)
+    baseline.save(draft.path)
+    draft.metrics["num_parameters"] = baseline.num_parameters
 
 
 def load_baseline(artifact: Artifact) -> Popularity | ItemKNN:

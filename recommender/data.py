@@ -76,8 +76,8 @@ def write_dataset(tables: Tables, draft: Draft, max_quarantined_fraction: float)
     if bad.height > max_quarantined_fraction * total:
         counts = ", ".join(f"{count} x {reason}" for reason, count in _reason_counts(bad).items())
         raise DataError(
-            f"{bad.height} of {total} rows are malformed ({counts}), more than data.max_quarantined_fraction = {max_quarantined_fraction}; "
-            "mend the source, or raise the threshold"
+            f"{bad.height} of {total} rows are malformed ({counts}), more than data.max_quarantined_fraction = "
+            f"{max_quarantined_fraction}; mend the source, or raise the threshold"
         )
     if interactions.is_empty():
         raise DataError("no usable interaction is left; the table is empty or every row was set aside")

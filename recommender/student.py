@@ -2,12 +2,13 @@
 
 Shapes: B batch, L length, D hidden, H heads, I items (index 0 is padding, so tables have I + 1 rows), Z text dimensions.
 
-SASRec (Kang and McAuley, 2018) trained with full-softmax cross-entropy (Klenitskiy and Vasilev, 2023). Positions enter only as a
-learned bias per head and distance (as in T5), so every training position teaches what the last one needs, and batch size and
-length stay dynamic in an exported graph. Padding is on the left; the last column is the most recent item. At serving time
-only the last position is read: the last layer computes one query (`last_hidden`).
+SASRec (Kang and McAuley, 2018) trained with full-softmax cross-entropy (Klenitskiy and Vasilev, 2023). Positions enter only
+as a learned bias per head and distance (as in T5), so every training position teaches what the last one needs, and batch size
+and length stay dynamic in an exported graph. Padding is on the left; the last column is the most recent item. At serving
+time only the last position is read: the last layer computes one query (`last_hidden`).
 
-Item table: e_i = b_i + eta W z_i (ID vector plus projected text vector). `fold` gives it as one matrix; a new item is eta W z_i.
+Item table: e_i = b_i + eta W z_i (ID vector plus projected text vector), folded into one matrix when called; a new item is
+eta W z_i.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Student(nn.Module):
         return self.norm(hidden_BLD)
 
     def last_hidden(self, history_BL: Tensor, table_ID: Tensor) -> Tensor:
-        """Hidden state after the last position, float[B, D], from the max_length most recent items of a history of any length."""
+        """Hidden state after the last position, float[B, D], from the max_length most recent items of any history."""
         hidden_BLD, mask_B1LL, distance_LL = self._embed(history_BL[:, -self.section.max_length :], table_ID)
         for block in self.blocks[:-1]:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)

@@ -11,7 +11,7 @@ NUM_ITEMS = 60
 
 
 def write_chain_dataset(folder: Path, num_users: int = 400, length: int = 12, noise: float = 0.1, seed: int = 0) -> Path:
-    """A dataset folder with a planted pattern: after item i comes item i + 1 (modulo NUM_ITEMS), but for a share of `noise` jumps.
+    """A dataset folder with a planted pattern: after item i comes item i + 1 (modulo NUM_ITEMS), but for `noise` jumps.
 
     A model that learns it ranks the next item first in (1 - noise) of the cases; popularity is flat and knows nothing.
     """

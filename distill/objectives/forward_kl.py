@@ -1,4 +1,4 @@
-"""Forward KL to the teacher's softened distribution (Hinton et al., 2015), on its K likeliest items and one bucket for the rest.
+"""Forward KL to the teacher's softened distribution (Hinton et al., 2015): its K likeliest items and a bucket for the rest.
 
     L = T^2 * mean_n [ sum_k p_nk (log p_nk - log q_nk) + r_n (log r_n - log s_n) ]
 

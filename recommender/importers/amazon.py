@@ -1,6 +1,6 @@
-"""Amazon reviews as published (2018 and 2023): interactions as ratings CSV or review JSON lines, items as metadata JSON lines.
+"""Amazon reviews as published (2018 and 2023): ratings CSV or review JSON lines, and metadata JSON lines for the items.
 
-2018: https://nijianmo.github.io/amazon/ (reviewerID, asin, overall, unixReviewTime; CSV without header: item, user, rating, time)
+2018: https://nijianmo.github.io/amazon/ (reviewerID, asin, overall, unixReviewTime; CSV: item, user, rating, time, no header)
 2023: https://amazon-reviews-2023.github.io/ (user_id, parent_asin, rating, timestamp in ms; CSV with header)
 The k-core is taken here (`k_core`), because the published ratings-only files are not filtered.
 """

@@ -27,8 +27,8 @@ def import_tensorrt() -> tuple[ModuleType, str]:
         if hasattr(module, "Builder"):  # without NVIDIA's libraries the package imports, but is empty
             return module, flavour
     raise TensorRTUnavailable(
-        "no TensorRT: `make export-trt` installs one by itself; by hand, `pip install -e .[tensorrt-rtx]` builds engines with or without a GPU, "
-        "`pip install -e .[tensorrt]` (NVIDIA's index) builds and runs on a CUDA machine"
+        "no TensorRT: `make export-trt` installs one by itself; by hand, `pip install -e .[tensorrt-rtx]` builds engines with "
+        "or without a GPU, `pip install -e .[tensorrt]` (NVIDIA's index) builds and runs on a CUDA machine"
     )
 
 
@@ -58,9 +58,8 @@ class TensorRTRecommender:
             "score": torch.empty((len(history_BL), self.k), dtype=self._dtype("score"), device="cuda"),
         }
         if not self.context.set_input_shape("history", tuple(history.shape)):
-            raise ValueError(
-                f"the engine was not built for histories of shape {tuple(history.shape)}; see export.trt_max_batch, export.trt_max_length"
-            )
+            limits = "export.trt_max_batch and export.trt_max_length"
+            raise ValueError(f"the engine was not built for histories of shape {tuple(history.shape)}; see {limits}")
         for name, tensor in {"history": history, **outputs}.items():
             self.context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.current_stream()

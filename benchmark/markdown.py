@@ -1,0 +1,74 @@
+"""A report as Markdown: the table a person reads; "-" where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_MIB = 2**20
+Rows = Mapping[str, Any]
+
+
+def _ratio(key: str) -> Callable[[Rows], str]:
+    return lambda row: f"{row[key]['median']:,.1f}" if row.get(key) else "-"
+
+
+def _number(key: str, form: str, scale: float | None = None) -> Callable[[Rows], str]:
+    def cell(row: Rows) -> str:
+        value = row.get(key)
+        return "-" if value is None else format(value if scale is None else value * scale, form)
+
+    return cell
+
+
+def _accuracy(row: Rows) -> str:
+    if "ndcg_at_10" not in row:
+        return "-"
+    low, high = row["ndcg_at_10_ci95"]
+    return f"{row['ndcg_at_10']:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _runs_in(row: Rows) -> str:
+    return f"{row['runtime']}, {row['precision']}" if row["status"] == "ok" else row["status"]
+
+
+COLUMNS: dict[str, Callable[[Rows], str]] = {
+    "variant": lambda row: row["variant"],
+    "NDCG@10 [95% CI]": _accuracy,
+    "HR@10": _number("hr_at_10", ".4f"),
+    "p50 ms": _number("latency_p50_s", ".2f", 1e3),
+    "p99 ms": _number("latency_p99_s", ".2f", 1e3),
+    "histories/s": _number("throughput_per_s", ",.0f"),
+    "x teacher": _ratio("throughput_vs_teacher"),
+    "x full depth": _ratio("throughput_vs_full_depth_teacher"),
+    "peak RSS MiB": _number("peak_rss_bytes", ",.0f", 1 / _MIB),
+    "parameters": _number("num_parameters", ","),
+    "MiB on disk": _number("artifact_bytes", ",.1f", 1 / _MIB),
+    "runs in": _runs_in,
+}
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """Table, comparisons and protocol."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [[cell(row) for cell in COLUMNS.values()] for row in report["rows"]]
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    full = report["full_depth_teacher"]
+    if "throughput_per_s" in full:
+        parts.append(
+            f"The teacher's LLM at full depth ({full['num_layers']} layers; untrained, for speed and parameters only) completes "
+            f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
+        )
+    parts.append("\n".join(_sentence(name, value) for name, value in report["comparisons"].items()))
+    protocol, machine = report["protocol"], report["environment"]
+    parts.append(
+        f"Accuracy: {protocol['accuracy']}; {protocol['users']} users, seeds {protocol['seeds']}, targets "
+        f"{report['targets_sha256'][:16]}. Speed: {protocol['speed']}. Machine: {machine['cpu']}, {machine['num_cpus']} CPUs, "
+        f"GPU: {machine['gpu'] or 'none'}. {report['date']}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _sentence(name: str, value: Mapping[str, Any]) -> str:
+    low, high = value["ci95"]
+    return f"- NDCG@10, {name}: {value['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"

@@ -89,11 +89,12 @@ def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Paired relative differences of NDCG@10 between variants, per-user means over matched seeds; ranks are int64[S, U]."""
     found = {}
     for new, old in COMPARISONS:
-        if new in ranks and old in ranks and ndcg(ranks[old], 10).any():
-            new_SU, old_SU = ndcg(ranks[new], 10), ndcg(ranks[old], 10)
-            per_seed = (new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1).tolist()
-            difference = paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0))
-            found[f"{new} over {old}"] = {**difference, "per_seed": per_seed}
+        if new not in ranks or old not in ranks:
+            continue
+        new_SU, old_SU = ndcg(ranks[new], 10), ndcg(ranks[old], 10)
+        if difference := paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0)):
+            per_seed = new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1
+            found[f"{new} over {old}"] = {**difference, "per_seed": per_seed.tolist()}
     return found
 
 

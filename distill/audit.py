@@ -65,8 +65,8 @@ def slices_of(sequences: Sequences) -> dict[str, np.ndarray]:
 
 
 def _compare(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any] | None:
-    """Paired difference, or None where the other side has no hit to compare with."""
-    return {"users": len(new_U), **paired_relative_difference(new_U, old_U)} if np.count_nonzero(old_U) >= 5 else None
+    difference = paired_relative_difference(new_U, old_U)
+    return {"users": len(new_U), **difference} if difference else None
 
 
 def _validation_ndcg(artifact: Artifact, sequences: Sequences) -> np.ndarray:

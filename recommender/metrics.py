@@ -6,9 +6,12 @@ Rank 1 is the best; 0 means «not among the top K asked for». With one relevant
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 NUM_RESAMPLES = 10_000
+MIN_HITS = 10
 
 
 def hit_rate(rank_U: np.ndarray, k: int) -> np.ndarray:
@@ -41,12 +44,18 @@ def bootstrap_ci(value_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: 
 
 def paired_relative_difference(
     new_U: np.ndarray, old_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> dict[str, object]:
-    """mean(new) / mean(old) - 1 with a 95% interval; the same users are drawn for both sides. Needs mean(old) > 0."""
+) -> dict[str, Any] | None:
+    """mean(new) / mean(old) - 1 with a 95% interval; the same users are drawn for both sides.
+
+    None where fewer than MIN_HITS users give `old` anything: a ratio to almost nothing says nothing.
+    """
     if new_U.shape != old_U.shape:
         raise ValueError(f"paired comparison of {new_U.shape[0]} with {old_U.shape[0]} users")
+    if np.count_nonzero(old_U) < MIN_HITS:
+        return None
     means = _resampled_means(np.stack([new_U, old_U], axis=1), num_resamples, seed)
-    low, high = np.quantile(means[:, 0] / means[:, 1] - 1, [0.025, 0.975])
+    ratios = np.divide(means[:, 0], means[:, 1], out=np.full(num_resamples, np.inf), where=means[:, 1] > 0)
+    low, high = np.quantile(ratios - 1, [0.025, 0.975])
     return {"relative": float(new_U.mean() / old_U.mean() - 1), "ci95": [float(low), float(high)]}
 
 

@@ -1,0 +1,78 @@
+# Every target is one command line; `make help` lists them. DATA, TEACHER, RECIPE, SEEDS and SET narrow what it works on:
+#   make distill DATA=path/to/folder TEACHER=Qwen/Qwen3-0.6B RECIPE=recipes/ml-100k-full.toml SET="student.dropout=0.2"
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/ml-100k.toml
+RUNS ?= runs
+OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER)) \
+           $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
+RECDISTILL := $(BIN)/recdistill
+
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## make the environment (every other target does it by itself)
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh $(VENV)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	tools/install.sh $(VENV) dev,tensorrt-rtx
+	touch $@
+
+$(VENV)/.tensorrt: $(VENV)/.installed
+	tools/install.sh $(VENV) tensorrt-any
+	touch $@
+
+data: setup ## import and validate the data
+	$(RECDISTILL) data $(OPTIONS)
+
+teacher: setup ## fine-tune the LLM, train the controls, audit the teacher
+	$(RECDISTILL) teacher $(OPTIONS)
+
+distill: setup ## the main job: data, teacher, audit, controls, distilled student, result table
+	$(RECDISTILL) distill $(OPTIONS)
+
+quantize: setup ## int8 and 4-bit variants of student and teacher, each judged on ranking
+	$(RECDISTILL) quantize $(OPTIONS)
+
+export-onnx: setup ## the student as one ONNX graph: history in, top-K out
+	$(RECDISTILL) export onnx $(OPTIONS)
+
+export-trt: $(VENV)/.tensorrt ## the ONNX graph, and TensorRT engines from it
+	$(RECDISTILL) export tensorrt $(OPTIONS)
+
+bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
+	$(RECDISTILL) bench $(OPTIONS)
+
+smoke: $(VENV)/.dev ## the whole chain on constructed data in about a minute
+	$(BIN)/pytest -q tests/test_smoke.py --durations=1
+
+test: $(VENV)/.dev ## the test suite
+	$(BIN)/pytest -q
+
+test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
+	$(BIN)/pytest -q -m gpu
+
+test-network: $(VENV)/.dev ## the tests that need the internet
+	$(BIN)/pytest -q -m network
+
+check: $(VENV)/.dev ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## delete the environment and all runs
+	rm -rf $(VENV) $(RUNS)

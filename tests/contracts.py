@@ -1,0 +1,126 @@
+"""Contracts: what every method of a role must satisfy. A new method subclasses its role's contract and inherits the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from distill.objectives.base import Objective, TeacherTargets
+from quantize.config import QuantizeSection
+from recommender.runtimes.onnxruntime import OnnxRecommender
+
+NUM_POSITIONS, NUM_ITEMS, TOP_K, TEMPERATURE = 7, 12, 5, 2.0
+
+
+class ObjectiveContract:
+    """Subclasses set `zero_at_equality` and define `make` and `reference` (a slow float64 definition)."""
+
+    zero_at_equality = True
+
+    def make(self) -> Objective:
+        raise NotImplementedError
+
+    def reference(
+        self, student_logits_NI: torch.Tensor, teacher_logits_NI: torch.Tensor, targets: TeacherTargets
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def logits(seed: int) -> torch.Tensor:
+        return 2 * torch.randn(NUM_POSITIONS, NUM_ITEMS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    @staticmethod
+    def targets(teacher_logits_NI: torch.Tensor, k: int = TOP_K) -> TeacherTargets:
+        top = (teacher_logits_NI / TEMPERATURE).softmax(-1).topk(k, dim=-1)
+        return TeacherTargets(top.indices, top.values, TEMPERATURE)
+
+    @pytest.mark.parametrize("k", [1, TOP_K, NUM_ITEMS])
+    def test_equals_its_slow_reference_with_gradients(self, k: int) -> None:
+        teacher, fast, slow = self.logits(1), self.logits(2).requires_grad_(), self.logits(2).requires_grad_()
+        targets = self.targets(teacher, k)
+        loss, expected = self.make()(fast, targets), self.reference(slow, teacher, targets)
+        loss.backward()
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert fast.grad is not None
+        assert torch.allclose(fast.grad, slow.grad, atol=1e-7)
+
+    def test_zero_at_equality_and_never_negative(self) -> None:
+        if self.zero_at_equality:
+            assert self.make()(self.logits(1), self.targets(self.logits(1))).item() == pytest.approx(0, abs=1e-7)
+        assert all(self.make()(self.logits(s), self.targets(self.logits(s + 1))).item() > 0 for s in range(2, 12))
+
+    def test_descending_it_approaches_the_teacher(self) -> None:
+        student, targets = self.logits(2).requires_grad_(), self.targets(self.logits(1))
+        optimizer = torch.optim.Adam([student], lr=0.1)
+        first = self.make()(student, targets).item()
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = self.make()(student, targets)
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < 0.5 * first
+
+    def test_order_of_positions_and_of_items_does_not_matter(self) -> None:
+        student, teacher = self.logits(2), self.logits(1)
+        loss = self.make()(student, self.targets(teacher))
+        rows, columns = torch.randperm(NUM_POSITIONS), torch.randperm(NUM_ITEMS)
+        moved = self.make()(student[rows][:, columns], self.targets(teacher[rows][:, columns]))
+        assert moved.item() == pytest.approx(loss.item(), rel=1e-9)
+
+    def test_a_constant_added_to_logits_does_not_matter(self) -> None:
+        targets = self.targets(self.logits(1))
+        assert self.make()(self.logits(2) + 3, targets).item() == pytest.approx(
+            self.make()(self.logits(2), targets).item(), rel=1e-9
+        )
+
+    def test_extreme_logits_stay_finite(self) -> None:
+        student = (self.logits(2).float() * 1e4).requires_grad_()
+        loss = self.make()(student, self.targets(self.logits(1).float()))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert student.grad is not None
+        assert torch.isfinite(student.grad).all()
+
+    def test_bad_weight_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="weight"):
+            type(self.make())(weight=-1)
+
+
+class GraphQuantizerContract:
+    """Subclasses set `method` (a module with `quantize`), and the bounds its bit width can hold on a random student."""
+
+    method: object
+    min_overlap: float
+    max_bytes_ratio: float
+
+    @pytest.fixture
+    def quantized(self, exported_graph: onnx.ModelProto) -> onnx.ModelProto:
+        return self.method.quantize(exported_graph, QuantizeSection())  # type: ignore[attr-defined]
+
+    def test_source_is_left_alone(self, exported_graph: onnx.ModelProto) -> None:
+        before = exported_graph.SerializeToString()
+        self.method.quantize(exported_graph, QuantizeSection())  # type: ignore[attr-defined]
+        assert exported_graph.SerializeToString() == before
+
+    def test_it_is_smaller(self, exported_graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+        assert quantized.ByteSize() < self.max_bytes_ratio * exported_graph.ByteSize()
+
+    def test_no_large_float_weights_are_left(self, quantized: onnx.ModelProto) -> None:
+        floats = [t for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2]
+        assert all(np.prod(t.dims) < 1000 for t in floats), [(t.name, list(t.dims)) for t in floats]
+
+    def test_it_ranks_alike(self, exported_graph: onnx.ModelProto, quantized: onnx.ModelProto, tmp_path) -> None:
+        history_BL = np.random.default_rng(0).integers(1, 200, (100, 12))
+        tops = []
+        for name, model in (("float", exported_graph), ("quantized", quantized)):
+            onnx.save(model, tmp_path / name)
+            tops.append(OnnxRecommender(tmp_path / name).recommend(history_BL, 20)[0])
+        overlap = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(*tops, strict=True)])
+        assert overlap >= self.min_overlap
+
+    def test_same_bytes_again(self, exported_graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+        again = self.method.quantize(exported_graph, QuantizeSection())  # type: ignore[attr-defined]
+        assert again.SerializeToString(deterministic=True) == quantized.SerializeToString(deterministic=True)

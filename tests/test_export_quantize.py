@@ -1,0 +1,220 @@
+"""The exported graph, its quantized variants, and TensorRT engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import quantize.dynamic_int8
+import quantize.weight_only_int4
+from export.config import ExportSection
+from export.onnx_graph import ITEM_IDS, build_onnx
+from export.parity import compare, parity_histories, top_overlap
+from export.tensorrt_engine import EngineError, build_engine, build_engines
+from foundation.artifact import Artifact, make
+from quantize.config import QuantizeSection
+from quantize.graph import build_quantized_graph
+from quantize.methods import GRAPH_METHODS
+from recommender.config import StudentSection
+from recommender.ranking import pad_left
+from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.runtimes.tensorrt import TensorRTUnavailable, import_tensorrt
+from recommender.split import Sequences
+from recommender.student import Student, StudentRecommender
+from tests.contracts import GraphQuantizerContract
+
+NUM_ITEMS = 400
+SECTION = ExportSection(k=20, parity_histories=60, trt_targets=["sm89"], trt_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Sequences:
+    """Random histories over a catalogue of NUM_ITEMS."""
+    rng = np.random.default_rng(0)
+    histories = [rng.choice(NUM_ITEMS, size=rng.integers(3, 40), replace=False) + 1 for _ in range(50)]
+    offsets = np.cumsum([0, *map(len, histories)])
+    return Sequences(
+        [f"u{n:02d}" for n in range(50)],
+        [f"i{n}" for n in range(NUM_ITEMS)],
+        offsets,
+        np.concatenate(histories).astype(np.int32),
+    )
+
+
+@pytest.fixture(scope="session")
+def student() -> Student:
+    torch.manual_seed(0)
+    student = Student(
+        StudentSection(hidden_size=64, num_layers=2, max_length=16), NUM_ITEMS, torch.randn(NUM_ITEMS + 1, 8)
+    ).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return student
+
+
+@pytest.fixture(scope="session")
+def exported(student: Student, catalogue: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("export") / "onnx"
+    return make(out, "onnx", recipe={}, inputs={}, build=lambda draft: build_onnx(student, catalogue, SECTION, "0" * 64, draft))
+
+
+@pytest.fixture(scope="session")
+def exported_graph(exported: Artifact) -> onnx.ModelProto:
+    return onnx.load(exported.file(GRAPH))
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 300), (2, 7), (64, 16), (5, 17)])
+def test_graph_equals_pytorch_at_any_shape(exported: Artifact, student: Student, batch: int, length: int) -> None:
+    history_BL = np.random.default_rng(batch).integers(0, NUM_ITEMS + 1, (batch, length))
+    index_BK, score_BK = OnnxRecommender(exported.file(GRAPH)).recommend(history_BL, 20)
+    expected_BK, expected_score_BK = StudentRecommender(student).recommend(history_BL, 20)
+    assert top_overlap(index_BK, expected_BK).mean() > 0.99
+    assert np.allclose(score_BK, expected_score_BK, atol=1e-5)
+    for seen, recommended in zip(history_BL, index_BK, strict=True):
+        assert not set(seen) & set(recommended)
+
+
+def test_graph_is_self_contained(exported: Artifact, exported_graph: onnx.ModelProto) -> None:
+    onnx.checker.check_model(exported_graph, full_check=True)
+    assert [opset.version for opset in exported_graph.opset_import if not opset.domain] == [SECTION.opset]
+    assert {entry.key: entry.value for entry in exported_graph.metadata_props}["recdistill.student"] == "0" * 64
+    assert not any(tensor.external_data for tensor in exported_graph.graph.initializer)
+    assert set(exported.manifest["files"]) == {GRAPH, ITEM_IDS}
+    assert exported.metrics["parity"]["overlap"] >= 0.99
+
+
+def test_ties_go_to_the_lower_index(student: Student, catalogue: Sequences, tmp_path: Path) -> None:
+    with torch.no_grad():
+        flat = Student(student.section, NUM_ITEMS, None).eval()
+        flat.items.id_ID[1:] = 1.0
+    built = make(
+        tmp_path / "f", "onnx", recipe={}, inputs={}, build=lambda draft: build_onnx(flat, catalogue, SECTION, "", draft)
+    )
+    index_BK, _ = OnnxRecommender(built.file(GRAPH)).recommend(np.array([[0, 2, 5]]), 20)
+    assert index_BK[0].tolist() == [i for i in range(1, 23) if i not in (2, 5)]
+
+
+def test_parity_failure_leaves_nothing(
+    student: Student, catalogue: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reversed_recommend(self: StudentRecommender, history_BL: np.ndarray, k: int):
+        index_BK, score_BK = original(self, history_BL, NUM_ITEMS - 20)
+        return index_BK[:, -k:], score_BK[:, -k:]
+
+    original = StudentRecommender.recommend
+    monkeypatch.setattr(StudentRecommender, "recommend", reversed_recommend)
+    with pytest.raises(ValueError, match="agree on only"):
+        make(
+            tmp_path / "x", "onnx", recipe={}, inputs={}, build=lambda draft: build_onnx(student, catalogue, SECTION, "", draft)
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_parity_measures(catalogue: Sequences, student: Student) -> None:
+    same = compare(StudentRecommender(student), StudentRecommender(student), parity_histories(catalogue, SECTION), 20)
+    assert (same.overlap, same.same_order, same.max_score_difference, same.histories) == (1, 1, 0, 60)
+    assert top_overlap(np.array([[1, 2, 3, 4]]), np.array([[4, 3, 9, 8]])).tolist() == [0.5]
+
+
+def test_k_is_bounded(exported: Artifact, student: Student, catalogue: Sequences, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="20 items, 21 were asked for"):
+        OnnxRecommender(exported.file(GRAPH)).recommend(np.array([[1]]), 21)
+    with pytest.raises(ValueError, match=r"export\.k = 3000 needs a catalogue of more items"):
+        make(
+            tmp_path / "x",
+            "onnx",
+            recipe={},
+            inputs={},
+            build=lambda draft: build_onnx(student, catalogue, SECTION.model_copy(update={"k": 3000}), "", draft),
+        )
+
+
+class TestDynamicInt8(GraphQuantizerContract):
+    method, min_overlap, max_bytes_ratio = quantize.dynamic_int8, 0.95, 0.6
+
+
+class TestWeightOnlyInt4(GraphQuantizerContract):
+    method, min_overlap, max_bytes_ratio = quantize.weight_only_int4, 0.6, 0.5
+
+
+def test_every_graph_quantizer_has_a_contract_test() -> None:
+    assert {contract.method.__name__ for contract in GraphQuantizerContract.__subclasses__()} == set(GRAPH_METHODS.values())
+
+
+def test_error_falls_with_bits(exported: Artifact, student: Student, tmp_path: Path) -> None:
+    history_BL = np.random.default_rng(0).integers(1, NUM_ITEMS, (50, 12))
+    exact = dict(zip(*(row[0] for row in StudentRecommender(student).recommend(history_BL[:1], NUM_ITEMS - 12)), strict=True))
+    errors = []
+    for method in (quantize.dynamic_int8, quantize.weight_only_int4):
+        onnx.save(method.quantize(onnx.load(exported.file(GRAPH)), QuantizeSection()), tmp_path / "q.onnx")
+        index_BK, score_BK = OnnxRecommender(tmp_path / "q.onnx").recommend(history_BL[:1], 20)
+        errors.append(np.mean([abs(exact[i] - s) for i, s in zip(index_BK[0], score_BK[0], strict=True)]))
+    assert 0 < errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("method", GRAPH_METHODS)
+def test_quantized_artefact_is_judged_against_float(
+    exported: Artifact, catalogue: Sequences, tmp_path: Path, method: str
+) -> None:
+    built = make(
+        tmp_path / "q",
+        f"onnx-{method}",
+        recipe={},
+        inputs={"onnx": exported},
+        build=lambda draft: build_quantized_graph(method, exported, catalogue, QuantizeSection(), draft),
+    )
+    assert built.metrics["graph_bytes"] < built.metrics["float_graph_bytes"]
+    assert 0 <= built.metrics["test"]["ndcg_at_10"] <= 1
+    assert built.file(ITEM_IDS).read_bytes() == exported.file(ITEM_IDS).read_bytes()
+
+
+def test_tensorrt_engine_is_built_and_its_state_is_told(exported: Artifact, catalogue: Sequences, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is published for Linux on x86-64 only")
+    built = make(
+        tmp_path / "e", "tensorrt", recipe={}, inputs={}, build=lambda draft: build_engines(exported, catalogue, SECTION, draft)
+    )
+    if not torch.cuda.is_available():
+        assert built.metrics["status"] == "built, not run"
+        assert "ran" not in built.metrics
+        engine = built.metrics["engines"][0]
+        assert engine["target"] == "sm89"
+        assert built.file(engine["file"]).stat().st_size == engine["bytes"] > 0
+
+
+def test_tensorrt_unknown_target_names_the_known(exported: Artifact) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is published for Linux on x86-64 only")
+    trt, flavour = import_tensorrt()
+    if flavour == "tensorrt_rtx":
+        with pytest.raises(EngineError, match=r"sm90.*sm120.*Hopper"):
+            build_engine(trt, exported.file(GRAPH), SECTION, "sm90")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_tensorrt_does_not_run_without_a_gpu(tmp_path: Path) -> None:
+    from recommender.runtimes.tensorrt import TensorRTRecommender
+
+    with pytest.raises(TensorRTUnavailable, match="built, not run"):
+        TensorRTRecommender(tmp_path / "none.engine")
+
+
+@pytest.mark.gpu
+def test_tensorrt_engine_runs_and_agrees(exported: Artifact, catalogue: Sequences, tmp_path: Path) -> None:
+    built = make(
+        tmp_path / "e", "tensorrt", recipe={}, inputs={}, build=lambda draft: build_engines(exported, catalogue, SECTION, draft)
+    )
+    assert built.metrics["status"].startswith("ran on")
+    assert built.metrics["parity"]["overlap"] >= 0.99
+
+
+def test_hard_histories_are_part_of_parity(catalogue: Sequences) -> None:
+    histories = parity_histories(catalogue, SECTION)
+    lengths = [len(h) for h in histories[:4]]
+    assert lengths[0] == 0
+    assert lengths[1] == 1
+    assert len(set(histories[2])) == 1
+    assert pad_left(histories).shape[0] == 60

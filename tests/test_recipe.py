@@ -1,0 +1,75 @@
+"""Recipes: every mistake is one line that names key, value and place; the ones shipped are valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foundation.recipe import RecipeError, load_recipe
+from recdistill.recipe import Recipe
+
+SHIPPED = sorted(Path("recipes").glob("*.toml"))
+
+
+def write(folder: Path, text: str, name: str = "r.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    load_recipe(Recipe, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'name = "x"\n[data]\n[teacher]\nnum_layer = 4\n',
+            r"r.toml:4: unknown recipe key 'teacher.num_layer'; did you mean 'teacher.num_layers'",
+        ),
+        (
+            'name = "x"\n[data]\n[teacher]\nnum_layers = -1\n',
+            r"r.toml:4: teacher.num_layers = -1: .*greater than or equal to 0",
+        ),
+        ('name = "x"\n[data]\n[student]\ndropout = "0.1"\n', r"r.toml:4: student.dropout = '0.1': .*valid number"),
+        ('name = "x"\n', "lacks the key 'data'"),
+        (
+            'name = "x"\n[data]\n[distill.objectives.forward_k]\nweight = 1\n',
+            "no objective is named 'forward_k'; known: forward_kl",
+        ),
+        ("name = \n", "not valid TOML"),
+        ('name = "a/b"\n[data]\n', "name = 'a/b'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(Recipe, write(tmp_path, text))
+
+
+def test_base_is_overridden_key_by_key(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        'name = "base"\nseeds = [1]\n[data]\nsource = "ml-100k"\n[student]\nhidden_size = 32\ndropout = 0.5\n',
+        "base.toml",
+    )
+    recipe = load_recipe(Recipe, write(tmp_path, 'base = "base.toml"\nname = "own"\n[student]\nhidden_size = 16\n'))
+    assert (recipe.name, recipe.seeds, recipe.data.source) == ("own", [1], "ml-100k")
+    assert (recipe.student.hidden_size, recipe.student.dropout) == (16, 0.5)
+
+
+def test_circular_base(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(Recipe, write(tmp_path, 'base = "r.toml"\nname = "x"\n[data]\n'))
+
+
+def test_set_overrides_last(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "x"\n[data]\n[student]\nhidden_size = 32\n')
+    recipe = load_recipe(Recipe, path, ["student.hidden_size=16", "teacher.llm=Qwen/Qwen3-0.6B", "seeds=[1, 2]"])
+    assert (recipe.student.hidden_size, recipe.teacher.llm, recipe.seeds) == (16, "Qwen/Qwen3-0.6B", [1, 2])
+    with pytest.raises(RecipeError, match=r"--set student.hiden=1: unknown recipe key"):
+        load_recipe(Recipe, path, ["student.hiden=1"])
+    with pytest.raises(RecipeError, match=r"section.key=value"):
+        load_recipe(Recipe, path, ["nonsense"])

@@ -1,0 +1,231 @@
+"""The teacher around three architectures of random LLMs, its item text, its targets, its quantized variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from distill.config import TargetsSection, TeacherSection, TextSection
+from distill.llm import TeacherError, build_llm, check_causal, load_body
+from distill.targets import Targets, build_targets
+from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
+from distill.text import build_text, encode, load_text, prompt_of
+from foundation.artifact import Artifact, ArtifactError, Draft, make
+from quantize.llm import build_quantized_llm
+from quantize.methods import LLM_METHODS
+from recommender.split import Sequences
+from recommender.windows import TrainingWindows
+from tests.conftest import make_llm
+
+TEXT = np.random.default_rng(0).normal(size=(61, 8)).astype(np.float32) * np.arange(61).clip(max=1)[:, None]
+SECTION = TeacherSection(tuning="full", item_size=16, max_length=12, precision="fp32", item_dropout=0.0)
+
+
+def shaken(teacher: Teacher) -> Teacher:
+    """Perturb every weight: LoRA starts at zero, where mistakes do not show."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            if parameter.is_floating_point() and parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return teacher.eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "bert"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_llm(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@torch.no_grad()
+def test_causal_and_blind_to_padding(llm: Artifact) -> None:
+    teacher = shaken(new_teacher(llm, TEXT, SECTION))
+    table = teacher.table()
+    rows = torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])
+    both = teacher(rows, table)
+    assert torch.allclose(both[0, 2:], teacher(rows[:1, 2:], table)[0], atol=1e-5)
+    assert torch.allclose(both[1], teacher(rows[1:], table)[0], atol=1e-5)
+    changed = rows.clone()
+    changed[:, -1] = 9
+    after = teacher(changed, table)
+    assert torch.allclose(after[0, 2:-1], both[0, 2:-1], atol=1e-5)  # what stands at padding positions means nothing
+    assert torch.allclose(after[1, :-1], both[1, :-1], atol=1e-5)
+    assert not torch.allclose(after[:, -1], both[:, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_saved_teacher_recommends_the_same(llm: Artifact, tmp_path: Path, tuning: str) -> None:
+    section = SECTION.model_copy(update={"tuning": tuning, "num_layers": 1})
+    teacher = shaken(new_teacher(llm, TEXT, section))
+    history = np.array([[0, 1, 2], [3, 4, 5]])
+    expected = serving_teacher(teacher).recommend(history, 10)
+    recipe = {"teacher": section.model_dump(mode="json")}
+    saved = make(tmp_path / "t", "teacher", recipe=recipe, inputs={}, build=lambda draft: save_teacher(teacher, llm, draft))
+    loaded = load_teacher(saved)
+    index_BK, score_BK = serving_teacher(loaded).recommend(history, 10)
+    assert (index_BK == expected[0]).all()
+    assert np.allclose(score_BK, expected[1], atol=1e-5)
+    assert loaded.body.config.num_hidden_layers == 1
+
+
+def test_lora_trains_factors_only(tiny_llm: Artifact) -> None:
+    teacher = new_teacher(tiny_llm, TEXT, SECTION.model_copy(update={"tuning": "lora"}))
+    trained = {name for name, p in teacher.body.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    plain = load_body(tiny_llm)
+    with torch.no_grad():  # untouched factors merge to the pretrained weights
+        merged = merged_body(teacher, tiny_llm)
+    for name, parameter in merged.named_parameters():
+        if "embed_tokens" not in name:
+            assert torch.allclose(parameter, plain.get_parameter(name), atol=1e-6)
+
+
+def test_depth_and_parameters(tiny_llm: Artifact) -> None:
+    one, two = (new_teacher(tiny_llm, TEXT, SECTION.model_copy(update={"num_layers": n})) for n in (1, 0))
+    layer = sum(p.numel() for p in two.body.layers[1].parameters())
+    assert two.num_parameters - one.num_parameters == layer
+    assert full_depth_teacher(tiny_llm, TEXT, SECTION).num_parameters == two.num_parameters
+    with pytest.raises(TeacherError, match="num_layers = 3, but the LLM has 2"):
+        new_teacher(tiny_llm, TEXT, SECTION.model_copy(update={"num_layers": 3}))
+
+
+def test_a_body_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    body = BertModel(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=10)
+    )
+    with pytest.raises(TeacherError, match="does not read left to right"):
+        check_causal(body)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_qlora_without_cuda_names_the_way_out(tiny_llm: Artifact) -> None:
+    with pytest.raises(ValueError, match=r"needs a CUDA device.*use 'lora'"):
+        new_teacher(tiny_llm, TEXT, SECTION.model_copy(update={"tuning": "qlora"}))
+
+
+def test_unknown_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TeacherError, match="neither an asset, a local folder nor reachable"):
+        build_llm("nobody/nothing", Draft(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TeacherError, match=r"needs config.json and .safetensors"):
+        build_llm(str(tmp_path / "empty"), Draft(tmp_path))
+
+
+def test_changed_llm_folder_is_noticed(tmp_path: Path) -> None:
+    llm = make_llm(tmp_path, "llama")
+    (tmp_path / "source" / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="has changed since"):
+        load_body(llm)
+
+
+def test_prompts() -> None:
+    template = "{title} ({year}). {categories}. {text}"
+    full = {"title": "Heat", "year": 1995, "categories": ["Crime", "Drama"], "text": "A film."}
+    assert prompt_of(full, template) == "Heat (1995). Crime, Drama. A film"
+    assert prompt_of({"title": "Heat", "year": None, "categories": None}, template) == "Heat"
+    assert prompt_of({"title": "", "year": 1995}, template) == "(1995)"
+    assert prompt_of({"title": ""}, template) == "unknown"
+
+
+def test_text_vectors(tiny_llm: Artifact, tmp_path: Path) -> None:
+    titles = [f"thing {i}" if i % 3 else f"thing {i} group {i} group {i} thing" for i in range(50)]
+    section = TextSection(prompt="{title}", batch_size=4, student_dims=6)
+    items = pl.DataFrame({"title": titles})
+    artifact = make(
+        tmp_path / "t", "item-text", recipe={}, inputs={}, build=lambda draft: build_text(tiny_llm, items, section, draft)
+    )
+    teacher_ID, student_IZ = load_text(artifact)
+    assert teacher_ID.shape == (51, 64)
+    assert student_IZ.shape == (51, 6)
+    assert (teacher_ID[0] == 0).all()
+    assert (student_IZ[0] == 0).all()
+    assert student_IZ[1:].std() == pytest.approx(1, abs=0.01)
+    alone = np.concatenate([encode(tiny_llm, [title], section) for title in titles[:5]])
+    assert np.allclose(encode(tiny_llm, titles, section)[:5], alone, atol=2e-2)  # bf16 where the hardware has it
+
+
+def test_interrupted_text_goes_on(tiny_llm: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = pl.DataFrame({"title": [f"thing {i}" for i in range(40)]})
+    section = TextSection(prompt="{title}", batch_size=2, student_dims=4)
+    encoded: list[int] = []
+
+    def counted(llm: Artifact, prompts: list[str], section: TextSection, start: int):
+        for chunk in original(llm, prompts, section, start):
+            if stop and len(encoded) == 1:
+                raise KeyboardInterrupt
+            encoded.append(len(chunk))
+            yield chunk
+
+    import distill.text
+
+    original, stop = distill.text._encode_chunks, True
+    monkeypatch.setattr(distill.text, "_encode_chunks", counted)
+
+    def build(draft: Draft) -> None:
+        build_text(tiny_llm, items, section, draft)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "t", "item-text", recipe={}, inputs={}, build=build)
+    stop = False
+    resumed = make(tmp_path / "t", "item-text", recipe={}, inputs={}, build=build)
+    assert sum(encoded) == 40
+    whole = make(tmp_path / "u", "item-text", recipe={}, inputs={}, build=build)
+    assert resumed.manifest["files"] == whole.manifest["files"]
+
+
+def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
+    section = TargetsSection(top_k=5, temperature=2.0)
+    artifact = make(
+        tmp_path / "t", "targets", recipe={}, inputs={}, build=lambda draft: build_targets(teacher, sequences, section, draft)
+    )
+    targets = Targets(artifact)
+    windows = TrainingWindows(sequences, SECTION.max_length)
+    batch = next(windows.overlapping(4))
+    keep = batch.label_BL > 0
+    table = teacher.table()
+    with torch.no_grad():
+        logits = teacher(torch.from_numpy(batch.history_BL), table)[torch.from_numpy(keep)] @ table[1:].T
+    expected = (logits / 2).softmax(-1)
+    got = targets.at(batch.position_BL[keep], torch.device("cpu"))
+    assert torch.allclose(got.probability_NK, expected.topk(5).values, atol=1e-3)
+    assert torch.allclose(expected.gather(-1, got.index_NK), got.probability_NK, atol=1e-3)
+    assert torch.allclose(got.tail_N, 1 - expected.topk(5).values.sum(-1), atol=1e-3)
+    with pytest.raises(ValueError, match="more than the 60 items"):
+        build_targets(teacher, sequences, TargetsSection(top_k=61), Draft(tmp_path))
+
+
+@pytest.mark.parametrize(("method", "max_bytes_ratio", "tolerance"), [("int8", 0.5, 0.05), ("nf4", 0.4, 0.3)])
+def test_quantized_teacher(
+    tiny_llm: Artifact, sequences: Sequences, tmp_path: Path, method: str, max_bytes_ratio: float, tolerance: float
+) -> None:
+    assert method in LLM_METHODS
+    teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
+    recipe = {"teacher": SECTION.model_dump(mode="json")}
+    saved = make(
+        tmp_path / "t", "teacher", recipe=recipe, inputs={}, build=lambda draft: save_teacher(teacher, tiny_llm, draft)
+    )
+    small = make(
+        tmp_path / "q",
+        f"teacher-{method}",
+        recipe=recipe,
+        inputs={},
+        build=lambda draft: build_quantized_llm(method, saved, sequences, draft),
+    )
+    body = "body/model.safetensors"
+    assert small.manifest["files"][body]["bytes"] < max_bytes_ratio * saved.manifest["files"][body]["bytes"]
+    loaded, history = load_teacher(small), torch.tensor([[1, 2, 3, 4]])
+    assert loaded.num_parameters == teacher.num_parameters
+    with torch.no_grad():
+        table = teacher.table()
+        exact, rough = teacher(history, table), loaded(history, table)
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 1 - tolerance
+    assert not torch.equal(exact, rough)

@@ -1,0 +1,87 @@
+"""The training loop: a resumed run ends bit for bit where an uninterrupted one does; the best epoch wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from distill.training import Fit, TrainingError
+from recommender.config import OptimSection
+
+SECTION = OptimSection(epochs=4, patience=10, checkpoint_every_s=1e-9, learning_rate=0.05)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fit(
+    folder: Path, stop_at: int | None = None, scores: list[float] | None = None, section: OptimSection = SECTION
+) -> tuple[nn.Module, Fit]:
+    """A small regression with dropout; `stop_at` interrupts before that step."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    steps = iter(range(10**6))
+
+    def losses(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if stop_at is not None and next(steps) == stop_at:
+            raise Interrupted
+        return {"loss": (model(batch) - batch.sum(-1, keepdim=True)).pow(2).mean()}
+
+    given_scores = iter(scores or [0.1, 0.2, 0.3, 0.4])
+    run = Fit(
+        model,
+        batches=lambda epoch: [torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * epoch + i)) for i in range(5)],
+        losses=losses,
+        validate=lambda: next(given_scores),
+        section=section,
+        seed=3,
+        checkpoint=folder,
+        name="test",
+    )
+    return model, run
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 4, 5, 7, 12, 19])
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
+    whole, run = fit(tmp_path / "whole")
+    counters = run.run()
+    _, run = fit(tmp_path / "broken", stop_at)
+    with pytest.raises(Interrupted):
+        run.run()
+    resumed, run = fit(tmp_path / "broken", scores=[0.1, 0.2, 0.3, 0.4][stop_at // 5 :])
+    assert run.run().history == counters.history
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_best_epoch_is_kept_and_patience_stops(tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"epochs": 10, "patience": 2})
+    model, run = fit(tmp_path / "a", scores=[0.1, 0.5, 0.4, 0.3, 0.9], section=section)
+    counters = run.run()
+    assert (counters.best_epoch, counters.epoch) == (1, 4)
+    best, run = fit(tmp_path / "b", scores=[0.1, 0.5], section=section)
+    with pytest.raises(StopIteration):
+        run.run()
+    run._load_weights(load_file(tmp_path / "b" / "best.safetensors"))
+    for a, b in zip(model.parameters(), best.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nan_stops_with_a_reason(tmp_path: Path) -> None:
+    model, run = fit(tmp_path / "a")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="loss became nan at step 0; lower the learning rate"):
+        run.run()
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    _, run = fit(tmp_path / "a", section=SECTION.model_copy(update={"epochs": 30}), scores=[i / 100 for i in range(30)])
+    history = run.run().history
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]

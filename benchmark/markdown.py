@@ -56,7 +56,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     full = report["full_depth_teacher"]
     if "throughput_per_s" in full:
         parts.append(
-            f"The teacher's LLM at full depth ({full['num_layers']} layers; untrained, for speed and parameters only) completes "
+            f"The teacher's LLM at full depth ({full['num_layers']} layers; untrained, for speed and parameters only) "
+            f"completes "
             f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
         )
     parts.append("\n".join(_sentence(name, value) for name, value in report["comparisons"].items()))

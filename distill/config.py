@@ -31,6 +31,9 @@ class TeacherSection(Section):
     tuning: Literal["full", "lora", "qlora"] = "lora"
     lora_rank: int = Field(default=16, ge=1, le=1024)
     body_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of the LLM's own weights or their LoRA factors")
+    item_init: Literal["random", "control-text"] = Field(
+        default="random", description="start the ID vectors at random, or at the item table of the trained arm control-text"
+    )
     item_size: int = Field(
         default=128, ge=4, le=8192, description="size of the item vectors, between the catalogue and the LLM"
     )

@@ -53,6 +53,17 @@ class Teacher(nn.Module):
         self.norm = nn.LayerNorm(section.item_size)
         self.dropout = nn.Dropout(section.item_dropout)
 
+    @torch.no_grad()
+    def start_items_at(self, table_IE: Tensor) -> None:
+        """Start the ID vectors at a trained item table (as E4SRec, LLaRA and CoLLM do), its scale kept for the LLM's tokens."""
+        if table_IE.shape != self.id_IE.shape:
+            raise ValueError(
+                f"teacher.item_size = {self.id_IE.shape[1]} must equal student.hidden_size = {table_IE.shape[1]} "
+                "where teacher.item_init = 'control-text'"
+            )
+        self.to_token.weight *= _INIT_STD * math.sqrt(2) / table_IE[1:].pow(2).mean().sqrt()
+        self.id_IE.copy_(table_IE)
+
     def table(self) -> Tensor:
         """Item vectors b_i + A z_i, float[I + 1, E]; row 0 is zero."""
         table_IE = self.id_IE + self.adapter(self.text_IZ)

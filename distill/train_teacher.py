@@ -14,15 +14,24 @@ from distill.text import load_text
 from distill.training import Fit
 from foundation.artifact import Artifact, Draft
 from recommender.split import Sequences
+from recommender.student import load_student
 from recommender.windows import Batch, TrainingWindows
 
 
 def build_teacher(
-    llm: Artifact, text: Artifact, sequences: Sequences, section: TeacherSection, seed: int, draft: Draft
+    llm: Artifact,
+    text: Artifact,
+    control: Artifact | None,
+    sequences: Sequences,
+    section: TeacherSection,
+    seed: int,
+    draft: Draft,
 ) -> None:
-    """Train, keep the best validation epoch, save and evaluate what was saved."""
+    """Train, keep the best validation epoch, save and evaluate what was saved. `control` gives the ID vectors' start."""
     torch.manual_seed(seed)
     teacher = new_teacher(llm, load_text(text)[0], section)
+    if control is not None:
+        teacher.start_items_at(load_student(control).items().to(device()))
     dtype, validator = compute_dtype(section.precision), Validator(sequences, section.max_length, section.optim, device())
 
     def losses(batch: Batch) -> dict[str, Tensor]:

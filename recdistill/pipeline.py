@@ -84,10 +84,14 @@ class Pipeline:
     def teacher(self, seed: int) -> Artifact:
         from distill.train_teacher import build_teacher
 
-        def build(draft: Draft) -> None:
-            build_teacher(self.llm, self.text, self.sequences, self.recipe.teacher, seed, draft)
-
         inputs = {"data": self.data, "llm": self.llm, "text": self.text}
+        if self.recipe.teacher.item_init == "control-text":
+            inputs["control-text"] = self.arm("control-text", seed)
+
+        def build(draft: Draft) -> None:
+            control = inputs.get("control-text")
+            build_teacher(self.llm, self.text, control, self.sequences, self.recipe.teacher, seed, draft)
+
         return self._make(
             self._seeded(seed, "teacher"), "teacher", self._sections("teacher", "num_threads"), inputs, build, seed
         )

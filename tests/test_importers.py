@@ -20,7 +20,8 @@ def test_recbole(tmp_path: Path) -> None:
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\ti1\t3\t881250949\nu\ti2\t5\t881250950\n"
     )
     (tmp_path / "x.item").write_text(
-        'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\ni1\t"Quoted\t1995\tDrama War\ni2\tB\t\tComedy\n'
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        'i1\t"Quoted\t1995\tDrama War\ni2\tB\t\tComedy\n'
     )
     (tmp_path / "x.kg").write_text("head_id:token\trelation_id:token\ttail_id:token\nm.1\tr\tm.2\n")
     (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni1\tm.1\n")

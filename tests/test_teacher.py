@@ -84,6 +84,16 @@ def test_lora_trains_factors_only(tiny_llm: Artifact) -> None:
             assert torch.allclose(parameter, plain.get_parameter(name), atol=1e-6)
 
 
+def test_items_can_start_at_a_trained_table(tiny_llm: Artifact) -> None:
+    teacher, table_IE = new_teacher(tiny_llm, TEXT, SECTION), torch.randn(61, 16)
+    token_rms = teacher.to_token(teacher.id_IE).pow(2).mean().sqrt()
+    teacher.start_items_at(table_IE)
+    assert torch.equal(teacher.id_IE, table_IE)
+    assert 0.5 < teacher.to_token(table_IE).pow(2).mean().sqrt() / (token_rms * 2**0.5) < 2
+    with pytest.raises(ValueError, match=r"teacher.item_size = 16 must equal student.hidden_size = 8"):
+        teacher.start_items_at(torch.randn(61, 8))
+
+
 def test_depth_and_parameters(tiny_llm: Artifact) -> None:
     one, two = (new_teacher(tiny_llm, TEXT, SECTION.model_copy(update={"num_layers": n})) for n in (1, 0))
     layer = sum(p.numel() for p in two.body.layers[1].parameters())

@@ -9,7 +9,6 @@ K items and the rest's total. Left out: how the teacher spreads the rest.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from distill.objectives.base import Objective, TeacherTargets
@@ -21,11 +20,11 @@ class ForwardKL(Objective):
     """KL(teacher || student) * T^2; 0 at equality, never negative."""
 
     def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        log_q_NI = (student_logits_NI / targets.temperature).log_softmax(-1)
-        log_q_NK = log_q_NI.gather(-1, targets.index_NK)
+        scaled_NI = student_logits_NI / targets.temperature
+        log_q_NK = scaled_NI.gather(-1, targets.index_NK) - scaled_NI.logsumexp(-1, keepdim=True)
         p_NK, r_N = targets.probability_NK, targets.tail_N
         kl_N = (p_NK * (p_NK.clamp(min=_TINY).log() - log_q_NK)).sum(-1)
         if targets.index_NK.shape[-1] < student_logits_NI.shape[-1]:
-            rest_NI = log_q_NI.scatter(-1, targets.index_NK, -torch.inf)
-            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - rest_NI.logsumexp(-1))
+            s_N = (1 - log_q_NK.exp().sum(-1)).clamp(min=_TINY)
+            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - s_N.log())
         return kl_N.mean() * targets.temperature**2

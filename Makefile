@@ -1,4 +1,4 @@
-# Every target is one command line; `make help` lists them. DATA, TEACHER, RECIPE, SEEDS and SET narrow what it works on:
+# Every target is one command line; `make help` lists them. DATA, TEACHER, RECIPE and SET narrow what it works on:
 #   make distill DATA=path/to/folder TEACHER=Qwen/Qwen3-0.6B RECIPE=recipes/ml-100k-full.toml SET="student.dropout=0.2"
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data $(DATA)) $(if $
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format clean
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -74,5 +74,15 @@ format: $(VENV)/.dev ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(VENV)-peers/.installed: tools/peers.txt pyproject.toml constraints.txt tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --upgrade 'setuptools>=77' wheel
+	$(VENV)-peers/bin/python -m pip install --quiet --no-deps --no-build-isolation --requirement tools/peers.txt
+	touch $@
+
+FOLDER ?= $(RUNS)/ml-100k/seed-0
+peer-gptq: $(VENV)-peers/.installed ## optimum's GPTQ for the teacher, as a peer of ours (FOLDER=runs/DATASET/seed-S)
+	$(VENV)-peers/bin/python tools/peer_gptq.py $(FOLDER)
+
 clean: ## delete the environment and all runs
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(VENV)-peers $(RUNS)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from foundation import fetch
+from foundation import console, fetch
 from foundation.artifact import Artifact, ArtifactError, Draft, sha256_file
 
 _SOURCE = "source.json"
@@ -123,6 +123,7 @@ def check_causal(body: PreTrainedModel) -> None:
 def _dequantize(folder: Path, out: Path) -> dict[str, Any]:
     """Load the GGUF in `folder` and save it as plain float32 safetensors with its tokenizer."""
     gguf = next(folder.glob("*.gguf")).name
+    console.say(f"dequantizing {gguf} (about half a minute)")
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf)
     config = copy.deepcopy(loaded.config)
     config.__dict__.pop("quantization_config", None)

@@ -16,7 +16,7 @@ import torch
 
 from export.config import ExportSection
 from export.graph import INPUT, OUTPUTS, ServingGraph
-from export.parity import Parity, compare, parity_histories
+from export.parity import compare, parity_histories, require_overlap
 from foundation.artifact import Draft
 from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
 from recommender.split import Sequences
@@ -35,15 +35,6 @@ def build_onnx(student: Student, sequences: Sequences, section: ExportSection, d
     parity = compare(StudentRecommender(student), OnnxRecommender(graph), parity_histories(sequences, section), section.k)
     require_overlap(parity, section.min_overlap, "ONNX Runtime", "PyTorch")
     draft.metrics |= {"parity": parity.to_dict(), "num_parameters": student.num_parameters, "opset": section.opset}
-
-
-def require_overlap(parity: Parity, min_overlap: float, new: str, reference: str) -> None:
-    """Fail when two runtimes do not rank alike."""
-    if parity.overlap < min_overlap:
-        raise ValueError(
-            f"{new} and {reference} agree on only {parity.overlap:.4f} of the top items (export.min_overlap = {min_overlap}, "
-            f"largest score difference {parity.max_score_difference:.2e}); nothing was written"
-        )
 
 
 def _export(module: ServingGraph, opset: int, digest: str, out: Path) -> None:

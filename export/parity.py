@@ -11,6 +11,10 @@ from recommender.ranking import Recommender, pad_left
 from recommender.split import Sequences
 
 
+class ParityError(RuntimeError):
+    """Two runtimes that do not rank alike."""
+
+
 @dataclass(frozen=True)
 class Parity:
     """Mean share of common items in the top K, share of histories with the same order, largest |score difference|."""
@@ -50,6 +54,15 @@ def compare(reference: Recommender, other: Recommender, histories: list[np.ndarr
         same += (index_BK == other_index_BK).all(axis=1).tolist()
         difference = max(difference, float(np.abs(score_BK - other_score_BK).max()))
     return Parity(len(histories), float(np.mean(overlaps)), float(np.mean(same)), difference)
+
+
+def require_overlap(parity: Parity, min_overlap: float, new: str, reference: str) -> None:
+    """Fail when two runtimes do not rank alike."""
+    if parity.overlap < min_overlap:
+        raise ParityError(
+            f"{new} and {reference} agree on only {parity.overlap:.4f} of the top items (export.min_overlap = {min_overlap}, "
+            f"largest score difference {parity.max_score_difference:.2e}); nothing was written"
+        )
 
 
 def top_overlap(index_BK: np.ndarray, other_BK: np.ndarray) -> np.ndarray:

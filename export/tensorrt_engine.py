@@ -14,8 +14,7 @@ from typing import Any
 
 from export.config import ExportSection
 from export.graph import INPUT
-from export.onnx_graph import require_overlap
-from export.parity import compare, parity_histories
+from export.parity import compare, parity_histories, require_overlap
 from foundation import console
 from foundation.artifact import Artifact, Draft
 from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault,
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,18 +79,15 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     """The pipeline of the recipe with the command's overrides."""
     from recdistill.recipe import Recipe
 
-    overrides = list(arguments.set)
+    implied: dict[str, str] = {}
     if arguments.data:
         folder = arguments.data.expanduser().resolve()
-        overrides = [
-            f"name='{folder.name}'",
-            "data.importer='folder'",
-            f"data.source='{folder}'",
-            "data.options={}",
-            *overrides,
-        ]
+        implied = {"name": folder.name, "data.importer": "folder", "data.source": str(folder)}
     if arguments.teacher:
-        overrides.append(f"teacher.llm='{arguments.teacher}'")
+        implied["teacher.llm"] = arguments.teacher
+    # A JSON string is a TOML string; what --set says comes last and wins.
+    overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
+    overrides += ["data.options={}"] * bool(arguments.data) + arguments.set
     recipe = load_recipe(Recipe, arguments.recipe, overrides)
     from recdistill.pipeline import Pipeline
 

@@ -13,7 +13,7 @@ import quantize.dynamic_int8
 import quantize.weight_only_int4
 from export.config import ExportSection
 from export.onnx_graph import ITEM_IDS, build_onnx
-from export.parity import compare, parity_histories, top_overlap
+from export.parity import ParityError, compare, parity_histories, top_overlap
 from export.tensorrt_engine import EngineError, build_engine, build_engines
 from foundation.artifact import Artifact, make
 from quantize.config import QuantizeSection
@@ -108,7 +108,7 @@ def test_parity_failure_leaves_nothing(
 
     original = StudentRecommender.recommend
     monkeypatch.setattr(StudentRecommender, "recommend", reversed_recommend)
-    with pytest.raises(ValueError, match="agree on only"):
+    with pytest.raises(ParityError, match="agree on only"):
         make(
             tmp_path / "x", "onnx", recipe={}, inputs={}, build=lambda draft: build_onnx(student, catalogue, SECTION, "", draft)
         )

@@ -5,7 +5,8 @@
 set -euo pipefail
 
 venv=$1 extras=${2:-}
-pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+[ -t 2 ] || pip+=(--quiet) # a terminal sees pip's progress bars
 torch_version=$(sed -nE 's/^ *"torch==([0-9.]+)".*/\1/p' pyproject.toml)
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -19,7 +20,7 @@ has_torch() { "$venv/bin/python" -c "import torch" 2>/dev/null; }
 if ! has_torch; then
     if [ "$(uname -s)" = Linux ] && ! has_gpu; then
         say "PyTorch $torch_version, CPU build (no NVIDIA driver found)"
-        "${pip[@]}" install "torch==$torch_version+cpu" 2>/dev/null \
+        "${pip[@]}" install --quiet "torch==$torch_version+cpu" 2>/dev/null \
             || "${pip[@]}" install "torch==$torch_version+cpu" --index-url "$cpu_index" --extra-index-url https://pypi.org/simple
     else
         say "PyTorch $torch_version"

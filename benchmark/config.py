@@ -16,9 +16,8 @@ class BenchmarkSection(Section):
     batch_size: int = Field(default=64, ge=1)
     k: int = Field(default=20, ge=10)
     single_requests: int = Field(default=200, ge=10, description="requests of the single-stream scenario, at most")
-    max_single_s: float = Field(default=3.0, gt=0, description="a single-stream measurement stops after this long")
-    max_offline_s: float = Field(
-        default=4.0, gt=0, description="an offline measurement stops at the first batch that ends after this long"
-    )
+    max_single_s: float = Field(default=2.0, gt=0, description="a single-stream measurement stops after this long")
+    min_offline_s: float = Field(default=1.0, gt=0, description="an offline measurement repeats its histories for this long")
+    max_offline_s: float = Field(default=4.0, gt=0, description="and stops at the first batch that ends after this long")
     warmup_s: float = Field(default=0.3, ge=0)
     timeout_s: float = Field(default=300.0, gt=0, description="a process that takes longer becomes a row that says so")

@@ -1,0 +1,108 @@
+"""The runner: what a planted delay looks like, what becomes of a variant that fails, ratios within rounds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark.config import BenchmarkSection
+from benchmark.markdown import to_markdown
+from benchmark.report import Row, build_report, comparisons
+from benchmark.runner import failure, measure, round_ratios, run_process
+from benchmark.worker import Job, _offline, _single_stream
+from foundation.artifact import Artifact, Draft, make
+from recommender.baselines import build_baseline
+from recommender.split import Sequences
+
+SECTION = BenchmarkSection(rounds=2, num_histories=40, single_requests=20, min_offline_s=0.02, max_offline_s=0.2, warmup_s=0.0)
+HISTORIES = np.ones((100, 3), np.int64)
+
+
+class Sleeper:
+    """Takes `delay_s` a call, whatever the batch."""
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s, self.calls = delay_s, 0
+
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        self.calls += 1
+        time.sleep(self.delay_s)
+        return np.zeros((len(history_BL), k), np.int64), np.zeros((len(history_BL), k), np.float32)
+
+
+def test_a_planted_delay_is_seen() -> None:
+    quick, slow = (np.median(_single_stream(Sleeper(delay_s), HISTORIES, SECTION)) for delay_s in (0.0, 0.005))
+    assert slow - quick >= 0.005
+    assert quick < slow / 5
+
+
+def test_offline_repeats_the_quick_and_cuts_the_slow() -> None:
+    quick = Sleeper(0.0)
+    completed, seconds = _offline(quick, HISTORIES, SECTION)
+    assert completed == quick.calls // 2 * 100
+    assert seconds >= SECTION.min_offline_s
+    slow = Sleeper(0.3)
+    assert _offline(slow, HISTORIES, SECTION)[0] == SECTION.batch_size
+    assert slow.calls == 1
+
+
+@pytest.fixture(scope="module")
+def popularity(dataset: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("baseline") / "popularity"
+    return make(out, "popularity", recipe={}, inputs={}, build=lambda draft: build_baseline("popularity", sequences, draft))
+
+
+def job(artifact: Path, histories: Path, data: str = "") -> Job:
+    np.save(histories, HISTORIES)
+    return Job(str(artifact), SECTION.model_dump(), histories=str(histories), data=data)
+
+
+def test_what_fails_becomes_a_result_that_says_so(popularity: Artifact, tmp_path: Path) -> None:
+    good, bad = job(popularity.path, tmp_path / "h.npy"), job(tmp_path / "none", tmp_path / "h.npy")
+    results = measure({"good": good, "bad": bad}, SECTION)
+    assert len(results["good"]) == 2
+    assert failure(results["good"]) is None
+    assert len(results["bad"]) == 1
+    assert "not an artefact" in str(failure(results["bad"]))
+    late = run_process(good, SECTION.model_copy(update={"timeout_s": 0.01}))
+    assert "took longer than" in late["error"]
+
+
+def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, dataset: Artifact, tmp_path: Path) -> None:
+    damaged = make(
+        tmp_path / "damaged", "item-knn", recipe={}, inputs={}, seed=0, build=lambda d: (d.path / "x").write_text("?") and None
+    )
+    rows = [Row("popularity", [popularity, popularity]), Row("item-knn", [damaged])]
+    draft = Draft(tmp_path / "report")
+    draft.path.mkdir()
+    build_report(rows, dataset, popularity, 12, SECTION, draft)
+    import json
+
+    report = json.loads((draft.path / "report.json").read_text())
+    good, bad = report["rows"]
+    assert good["status"] == "ok"
+    assert good["ndcg_at_10_per_seed"] == [pytest.approx(good["ndcg_at_10"])] * 2
+    assert good["throughput_per_s"] > 0
+    assert good["peak_rss_bytes"] > 2**20
+    assert bad["status"].startswith("failed:")
+    assert "ndcg_at_10" not in bad
+    assert "latency_p50_s" not in bad
+    assert "failed:" in to_markdown(report)
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    base = [{"throughput_per_s": pace} for pace in (100.0, 50.0, 10.0)]
+    twice = [{"throughput_per_s": 2 * entry["throughput_per_s"]} for entry in base]
+    assert round_ratios(twice, base) == {"median": 2.0, "ci95": [2.0, 2.0], "per_round": [2.0, 2.0, 2.0]}
+
+
+def test_comparisons_pair_users_and_seeds() -> None:
+    rng = np.random.default_rng(0)
+    old_SU = rng.integers(0, 5, (3, 200))
+    found = comparisons({"student": np.where(old_SU == 2, 1, old_SU), "control-text": old_SU})
+    gain = found["student over control-text"]
+    assert 0 < gain["ci95"][0] < gain["relative"] < gain["ci95"][1]
+    assert len(gain["per_seed"]) == 3

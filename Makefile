@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/ml-100k.toml
 RUNS ?= runs
-OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER)) \
+OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 

@@ -21,3 +21,4 @@ class BenchmarkSection(Section):
     max_offline_s: float = Field(default=4.0, gt=0, description="and stops at the first batch that ends after this long")
     warmup_s: float = Field(default=0.3, ge=0)
     timeout_s: float = Field(default=300.0, gt=0, description="a process that takes longer becomes a row that says so")
+    accuracy_timeout_s: float = Field(default=3600.0, gt=0, description="what ranking all users may take beyond that")

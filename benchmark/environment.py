@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from distill.device import gpu_name
 from foundation.artifact import versions
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
@@ -20,7 +21,7 @@ def environment(num_threads: int) -> dict[str, Any]:
         "cpu_flags": [flag for flag in _FLAGS if flag in facts.get("flags", "").split()],
         "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "num_threads": num_threads,
-        "gpu": _gpu(),
+        "gpu": gpu_name(),
         "system": platform.platform(),
         "versions": versions(),
     }
@@ -34,9 +35,3 @@ def _cpu_facts() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -37,7 +37,7 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
     "NDCG@10 [95% CI]": _accuracy,
     "HR@10": _number("hr_at_10", ".4f"),
     "p50 ms": _number("latency_p50_s", ".2f", 1e3),
-    "p99 ms": _number("latency_p99_s", ".2f", 1e3),
+    "p99 ms": lambda row: _number("latency_p99_s", ".2f", 1e3)(row) if row.get("latency_samples", 0) >= 100 else "-",
     "histories/s": _number("throughput_per_s", ",.0f"),
     "x teacher": _ratio("throughput_vs_teacher"),
     "x full depth": _ratio("throughput_vs_full_depth_teacher"),

@@ -14,7 +14,7 @@ from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
 from benchmark.markdown import to_markdown
 from benchmark.runner import Results, failure, measure, round_ratios, run_process
-from benchmark.variants import status_of
+from benchmark.variants import serving_bytes, status_of
 from benchmark.worker import Job
 from foundation import console
 from foundation.artifact import Artifact, Draft
@@ -41,10 +41,11 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its artefacts, one per seed (accuracy uses all of them, speed the first)."""
+    """One variant: its artefacts, one per seed (accuracy uses all of them, speed the first), or why there are none."""
 
     variant: str
     artifacts: Sequence[Artifact]
+    missing: str = ""
 
 
 def build_report(
@@ -54,7 +55,7 @@ def build_report(
     sequences = build_sequences(load_dataset(data.path))
     histories = draft.checkpoint / "histories.npy"
     np.save(histories, speed_histories(sequences, max_length, section), allow_pickle=False)
-    runnable = [row for row in rows if status_of(row.artifacts[0]) == "ok"]
+    runnable = [row for row in rows if not row.missing and status_of(row.artifacts[0]) == "ok"]
     jobs = {row.variant: _job(row.artifacts[0], section, histories=str(histories), data=str(data.path)) for row in runnable}
     for row in runnable:
         if row.variant == "teacher":
@@ -124,12 +125,15 @@ def _ranks(rows: Sequence[Row], results: Results, data: Artifact, section: Bench
 
 
 def _row(row: Row, rank_SU: np.ndarray | None, results: Results) -> dict[str, Any]:
+    if row.missing:
+        return {"variant": row.variant, "status": f"not made: {row.missing}"}
     artifact, own = row.artifacts[0], results.get(row.variant, [])
     failed = failure(own)
     figures: dict[str, Any] = {
         "variant": row.variant,
         "status": f"failed: {failed}" if failed else status_of(artifact),
-        "artifact_bytes": artifact.num_bytes,
+        "artifact_bytes": serving_bytes(artifact),
+        "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
     }
     if failed or rank_SU is None:
@@ -148,6 +152,7 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
         **{key: own[0][key] for key in ("runtime", "precision", "num_parameters", "peak_gpu_bytes")},
         "latency_p50_s": float(np.quantile(samples, 0.5)),
         "latency_p99_s": float(np.quantile(samples, 0.99)),
+        "latency_samples": len(samples),
         "throughput_per_s": float(np.median([result["throughput_per_s"] for result in own])),
         "completed_histories": own[0]["completed_histories"],
         "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),

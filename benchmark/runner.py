@@ -30,13 +30,14 @@ def run_process(job: Job, section: BenchmarkSection) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job.write(job_file)
+        timeout_s = section.timeout_s + (section.accuracy_timeout_s if job.data else 0)
         threads = str(section.num_threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
         command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file)]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=section.timeout_s)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {section.timeout_s:.0f} s"}
+            return {"error": f"took longer than {timeout_s:.0f} s"}
         if done.returncode != 0 or not result_file.exists():
             return {"error": f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
         return json.loads(result_file.read_text())

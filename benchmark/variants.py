@@ -1,4 +1,4 @@
-"""The rows of the benchmark: how each artefact is opened for serving, in its fastest correct precision and runtime here."""
+"""The rows of the benchmark: how each artefact is opened for serving, in the runtime and precision it was made for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 
 from foundation.artifact import Artifact, load
 from recommender.ranking import Recommender
-
-BUILT_NOT_RUN = "built, not run"
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,18 @@ def open_variant(path: Path, num_threads: int) -> Opened:
         from recommender.baselines import load_baseline
 
         baseline = load_baseline(artifact)
-        return Opened(baseline, "numpy", "fp32", baseline.num_parameters)
+        return Opened(baseline, "numpy cpu", "fp32", baseline.num_parameters)
     if artifact.kind in ("onnx", "onnx-int8", "onnx-int4"):
         from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
 
         precision = artifact.kind.removeprefix("onnx").lstrip("-") or "fp32"
-        return Opened(
-            OnnxRecommender(artifact.file(GRAPH), num_threads), "onnxruntime", precision, artifact.metrics["num_parameters"]
-        )
+        graph = OnnxRecommender(artifact.file(GRAPH), num_threads)
+        return Opened(graph, f"onnxruntime {graph.device}", precision, artifact.metrics["num_parameters"])
     if artifact.kind == "tensorrt":
         from recommender.runtimes.tensorrt import TensorRTRecommender
 
         name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
-        return Opened(TensorRTRecommender(artifact.file(name)), "tensorrt", "fp32", artifact.metrics["num_parameters"])
+        return Opened(TensorRTRecommender(artifact.file(name)), "tensorrt cuda", "fp32", artifact.metrics["num_parameters"])
     if artifact.kind in ("teacher", "teacher-int8", "teacher-nf4"):
         return _open_teacher(artifact, num_threads)
     raise ValueError(f"{path} is a {artifact.kind!r} artefact, which cannot be served")
@@ -49,19 +46,30 @@ def open_variant(path: Path, num_threads: int) -> Opened:
 def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opened:
     """The teacher's LLM with all its layers and random weights: speed and parameters only."""
     import torch
+    from safetensors import safe_open
 
     from distill.config import TeacherSection
-    from distill.teacher import full_depth_teacher, load_teacher, serving_teacher
+    from distill.teacher import HEAD, full_depth_teacher, serving_teacher
 
     torch.set_num_threads(num_threads)
-    text_IZ = load_teacher(teacher).text_IZ.cpu().numpy()
-    return _opened_teacher(
-        serving_teacher(full_depth_teacher(llm, text_IZ, TeacherSection.model_validate(teacher.recipe["teacher"])))
-    )
+    with safe_open(teacher.file(HEAD), "np") as head:
+        text_IZ = head.get_tensor("text_IZ")
+    section = TeacherSection.model_validate(teacher.recipe["teacher"])
+    return _opened_teacher(serving_teacher(full_depth_teacher(llm, text_IZ, section)))
+
+
+def serving_bytes(artifact: Artifact) -> int:
+    """Bytes of what serving reads: ids, kept ranks and training curves left out, and of several engines the one that runs."""
+    left_out = {"item_ids.json", "ranks.parquet", "training.parquet"}
+    files = {name: entry["bytes"] for name, entry in artifact.manifest["files"].items() if name not in left_out}
+    if artifact.kind == "tensorrt":
+        name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
+        return files[name]
+    return sum(files.values())
 
 
 def status_of(artifact: Artifact) -> str:
-    """ "ok", or why the artefact cannot be measured here."""
+    """`ok`, or why the artefact cannot be measured here."""
     return artifact.metrics["status"] if artifact.kind == "tensorrt" and "ran" not in artifact.metrics else "ok"
 
 
@@ -76,6 +84,5 @@ def _open_teacher(artifact: Artifact, num_threads: int) -> Opened:
 
 def _opened_teacher(recommender, weights: str = "") -> Opened:
     compute = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}[str(recommender.dtype)]
-    return Opened(
-        recommender, "pytorch", f"{weights} weights, {compute}" if weights else compute, recommender.teacher.num_parameters
-    )
+    precision = f"{weights} weights, {compute}" if weights else compute
+    return Opened(recommender, f"pytorch {recommender.table_IE.device.type}", precision, recommender.teacher.num_parameters)

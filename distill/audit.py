@@ -32,11 +32,11 @@ def build_audit(teacher: Artifact, others: Mapping[str, Artifact], sequences: Se
         name: {
             label: _compare(teacher_U[mask_U], other_U[mask_U])
             for label, mask_U in slices.items()
-            if mask_U.sum() >= _MIN_SLICE
+            if label == "all" or mask_U.sum() >= _MIN_SLICE
         }
         for name, other_U in ((name, _validation_ndcg(other, sequences)) for name, other in others.items())
     }
-    beaten = [name for name, by_slice in comparisons.items() if by_slice["all"] and by_slice["all"]["ci95"][0] > 0]
+    beaten = [name for name, by_slice in comparisons.items() if (overall := by_slice["all"]) and overall["ci95"][0] > 0]
     (draft.path / "audit.json").write_text(
         json.dumps({"slices": {k: int(v.sum()) for k, v in slices.items()}, "teacher_over": comparisons}, indent=1)
     )

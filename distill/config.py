@@ -46,7 +46,7 @@ class TeacherSection(Section):
 class TargetsSection(Section):
     """The teacher's distributions at every training position: top-K probabilities and the mass of the rest."""
 
-    top_k: int = Field(default=100, ge=1, le=10_000)
+    top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
 
 

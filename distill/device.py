@@ -12,6 +12,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def gpu_name() -> str | None:
+    """The CUDA device's name, or None."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def fast_bf16() -> bool:
     """Whether this hardware multiplies bf16 faster than fp32 (Ampere or later; AMX or AVX512-BF16)."""
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ holds its path and the sha256 of every file, which are checked when it is opened
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,25 @@ class TeacherError(ValueError):
     """An LLM that cannot serve as a teacher; the message says why."""
 
 
+def llm_key(name: str) -> dict[str, str]:
+    """What identifies an LLM: its name, and the content of its files where it is a local folder."""
+    folder = Path(name).expanduser()
+    if name in fetch.ASSETS or not folder.is_dir():
+        return {"llm": name}
+    return {"llm": name, "sha256": hashlib.sha256(json.dumps(_file_digests(folder), sort_keys=True).encode()).hexdigest()}
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for pattern in _NEEDED for path in sorted(folder.glob(pattern))}
+
+
 def build_llm(name: str, draft: Draft) -> None:
     """Write the artefact of the LLM `name`: an asset's name, a local folder, or a hub name."""
     if name in fetch.ASSETS:
         source = _dequantize(fetch.fetch(name), draft.path / "weights")
     else:
         folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _snapshot(name)
-        files = {path.name: sha256_file(path) for pattern in _NEEDED for path in sorted(folder.glob(pattern))}
+        files = _file_digests(folder)
         if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
             raise TeacherError(
                 f"{folder} is no model folder: it needs config.json and .safetensors weights (pickled weights are not read)"
@@ -55,9 +68,7 @@ def llm_folder(llm: Artifact) -> Path:
     folder = Path(source["folder"])
     for name, expected in source["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-            raise ArtifactError(
-                f"{folder / name} is gone or has changed since {llm.path} was made; make it again with --overwrite"
-            )
+            raise ArtifactError(f"{folder / name} is gone or has changed since {llm.path} was made; run again with --overwrite")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Stage: the teacher's distributions at every training position, as sharded, memory-mapped safetensors.
+"""Stage: the teacher's distributions at every training position, as sharded safetensors.
 
 Row p - 1 belongs to training position p (see `recommender/windows.py`). Kept: the K likeliest items at the recipe's
 temperature and their probabilities; the rest's mass is what is missing to 1. Shards already written are not computed again.
@@ -29,8 +29,8 @@ _BATCH_SIZE = 32
 def build_targets(teacher: Teacher, sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
     """Run the teacher over the training part, every position once with at least half a window of context."""
     windows = TrainingWindows(sequences, teacher.section.max_length)
-    if section.top_k > sequences.num_items:
-        raise ValueError(f"targets.top_k = {section.top_k} is more than the {sequences.num_items} items of the catalogue")
+    if not windows.num_positions:
+        raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
     batches = list(windows.overlapping(_BATCH_SIZE))
     starts = range(0, len(batches), _SHARD_BATCHES)
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
@@ -52,8 +52,9 @@ def _shard(teacher: Teacher, batches: list[Batch], section: TargetsSection) -> d
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
         with autocast(dtype):
-            logits_NI = (teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)[keep_BL] @ table_ID[1:].T).float()
-        top = (logits_NI / section.temperature).softmax(-1).topk(section.top_k, dim=-1)
+            hidden_BLE = teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)
+        logits_NI = hidden_BLE[keep_BL].float() @ table_ID[1:].float().T
+        top = (logits_NI / section.temperature).softmax(-1).topk(min(section.top_k, logits_NI.shape[-1]), dim=-1)
         position_N = batch.position_BL[batch.label_BL > 0]
         parts.append((position_N, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))
     position_N, index_NK, probability_NK = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -61,7 +62,7 @@ def _shard(teacher: Teacher, batches: list[Batch], section: TargetsSection) -> d
 
 
 class Targets:
-    """Random access by position: memory-mapped where the positions of the shards are in order."""
+    """Random access by position; the shards are read into memory once."""
 
     def __init__(self, artifact: Artifact) -> None:
         index = json.loads(artifact.file("index.json").read_text())
@@ -69,7 +70,7 @@ class Targets:
         shards = [load_file(artifact.file(name)) for name in index["shards"]]
         position_N = np.concatenate([shard["position"] for shard in shards])
         if not np.array_equal(position_N, np.arange(1, index["num_positions"] + 1)):
-            raise ValueError(f"{artifact.path} does not cover every training position once; make it again with --overwrite")
+            raise ValueError(f"{artifact.path} does not cover every training position once; delete it and run again")
         self.index_PK = np.concatenate([shard["index"] for shard in shards])
         self.probability_PK = np.concatenate([shard["probability"] for shard in shards])
 

@@ -22,6 +22,7 @@ from distill.device import compute_dtype, device
 from distill.llm import load_body, load_tokenizer
 from foundation import console
 from foundation.artifact import Artifact, Draft
+from recommender.data import ITEM_COLUMNS
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
@@ -29,9 +30,15 @@ _CHUNK_BATCHES = 8
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
     """Encode every item (resumable by chunks) and fit the projection."""
+    unknown = set(re.findall(r"\{(\w+)\}", section.prompt)) - set(ITEM_COLUMNS)
+    if unknown:
+        raise ValueError(f"text.prompt names {', '.join(sorted(unknown))}; items.parquet may have: {', '.join(ITEM_COLUMNS)}")
     prompts = [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)]
+    if len(set(prompts)) == 1:
+        console.say("warning: every item has the same text; control-text and the teacher learn nothing from it")
     vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
-    mean_D, std_D = vectors_ID.mean(axis=0), vectors_ID.std(axis=0) + 1e-6
+    mean_D, std_D = vectors_ID.mean(axis=0), vectors_ID.std(axis=0)
+    std_D += 1e-3 * np.abs(vectors_ID).mean() + 1e-6  # rounding of dimensions that hardly vary must not become a feature
     standard_ID = (vectors_ID - mean_D) / std_D
     components_DZ, scale = _principal_components(standard_ID, section.student_dims)
     tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
@@ -84,6 +91,9 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
 @torch.no_grad()
 def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int) -> Iterator[np.ndarray]:
     """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
+    depth = llm.metrics["num_layers"]
+    if section.layer > depth:
+        raise ValueError(f"text.layer = {section.layer}, but the LLM has {depth} layers; -1 takes all of them")
     tokenizer, dtype = load_tokenizer(llm), compute_dtype("auto")
     body = load_body(llm, max(section.layer, 0), dtype=dtype).eval()
     body.to(device=device())  # type: ignore[call-arg]

@@ -24,8 +24,6 @@ from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender, save_student
 from recommender.windows import Batch, TrainingWindows
 
-ARMS = ("control-id", "control-text", "student")
-
 
 def build_student(
     arm: str,

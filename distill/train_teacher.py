@@ -42,10 +42,14 @@ def build_teacher(
             logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
         return {"loss": F.cross_entropy(logits_NI.float(), label_BL[label_BL > 0] - 1)}
 
+    def last_hidden(history_BL: Tensor, table_ID: Tensor) -> Tensor:
+        with autocast(dtype):  # the hidden states only: scores in bf16 would tie
+            return teacher(history_BL, table_ID)[:, -1]
+
     def validate() -> float:
-        with torch.no_grad(), autocast(dtype):
+        with torch.no_grad():
             table_ID = teacher.table()
-            return validator(lambda history_BL: teacher(history_BL, table_ID)[:, -1], table_ID)
+            return validator(lambda history_BL: last_hidden(history_BL, table_ID), table_ID)
 
     run = Fit(
         teacher,

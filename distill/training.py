@@ -1,12 +1,14 @@
 """The training loop of teacher and student: AdamW, warm-up and cosine, early stopping on validation, checkpoint and resume.
 
 A run is a pure function of its seed: batches come from (seed, epoch), and every step reseeds torch's generator from (seed,
-step), so a run resumed from a checkpoint gives the same weights, bit for bit, as one that was never interrupted (on one
-machine and thread count). A checkpoint is one safetensors file: weights, optimizer moments, and the counters as metadata.
+step), so a run resumed from a checkpoint gives the same weights, bit for bit, as one that was never interrupted (on one CPU
+and thread count; CUDA kernels do not promise it). A checkpoint is one safetensors file: weights, optimizer moments, and the
+counters as metadata.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -117,7 +119,7 @@ class Fit:
         self._save()
 
     def _step(self, batch: Any, total_steps: int) -> None:
-        torch.manual_seed((self.seed << 32) + self.at.step)
+        torch.manual_seed(step_seed(self.seed, self.at.step))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule(min(self.at.step / total_steps, 1.0))
         terms = self.losses(batch)
@@ -167,8 +169,13 @@ class Fit:
         for name, p in self.parameters.items():
             state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
             if state:
-                self.optimizer.state[p] = {key: value.to(p.device) if key != "step" else value for key, value in state.items()}
+                self.optimizer.state[p] = {key: value.to(p.device) for key, value in state.items()}
         console.say(f"{self.name}: going on from epoch {self.at.epoch + 1}, step {self.at.step}")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for torch's generators, which on the CPU read the low 32 bits only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -31,11 +31,12 @@ class EngineError(RuntimeError):
 def build_engines(exported: Artifact, sequences: Sequences, section: ExportSection, draft: Draft) -> None:
     """One engine per target; figures for each go into the metrics."""
     trt, flavour = import_tensorrt()
+    limits = section.model_copy(update={"trt_max_length": max(section.trt_max_length, int(sequences.lengths.max()))})
     targets = section.trt_targets if flavour == "tensorrt_rtx" else [LOCAL]
     engines = []
     for target in console.progress(targets, "TensorRT engines"):
         started = time.perf_counter()
-        plan = build_engine(trt, exported.file(GRAPH), section, target)
+        plan = build_engine(trt, exported.file(GRAPH), limits, target)
         path = draft.path / f"{target}.engine"
         path.write_bytes(plan)
         engines.append(

@@ -37,6 +37,10 @@ class ArtifactError(ValueError):
     """An artefact that is missing, damaged, of another kind or in the way; the message says what to do."""
 
 
+class Unavailable(RuntimeError):
+    """Something this machine cannot make or run (no library, no device, no kernel); the message names the way out."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A whole artefact on disk."""
@@ -157,7 +161,8 @@ def make(
             return load(out, kind)
         if not overwrite:
             raise ArtifactError(
-                f"{out} was made differently ({difference}); pass --overwrite to replace it, or choose another --runs folder"
+                f"{out} was made differently ({difference}); pass --overwrite (OVERWRITE=1 with make) to replace it, or "
+                "choose another --runs folder"
             )
     console.say(f"making {out}")
     started = time.perf_counter()
@@ -269,7 +274,7 @@ def _difference(out: Path, key: Mapping[str, Any]) -> str | None:
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, entry in value.items():
-        flat |= _flatten(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {prefix + name: entry}
+        flat |= _flatten(entry, f"{prefix}{name}.") if isinstance(entry, dict) and entry else {prefix + name: entry}
     return flat
 
 

@@ -7,6 +7,7 @@ the value is read as TOML, and as a plain string where it is not TOML.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,11 @@ def load_recipe(schema: type[SectionT], path: Path, overrides: Iterable[str] = (
         return schema.model_validate(values)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(schema, entry, origin, path) for entry in error.errors())) from None
+
+
+def slug(text: str) -> str:
+    """A folder name made of what any file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,6 +12,7 @@ from quantize.config import QuantizeSection
 from quantize.methods import GRAPH_METHODS
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, paired_relative_difference, summary
+from recommender.ranking import EVALUATION_K
 from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
 from recommender.split import Sequences
 
@@ -34,9 +35,9 @@ def build_quantized_graph(
     for name in exported.manifest["files"]:
         if name != GRAPH:
             shutil.copyfile(exported.file(name), draft.path / name)
-    float_U, quantized_U = (
-        evaluate(OnnxRecommender(path), sequences, "test") for path in (exported.file(GRAPH), draft.path / GRAPH)
-    )
+    float_graph, quantized_graph = OnnxRecommender(exported.file(GRAPH)), OnnxRecommender(draft.path / GRAPH)
+    k = min(EVALUATION_K, float_graph.k)
+    float_U, quantized_U = (evaluate(graph, sequences, "test", k) for graph in (float_graph, quantized_graph))
     draft.metrics |= {
         "test": summary(quantized_U),
         "ndcg_at_10_vs_float": paired_relative_difference(ndcg(quantized_U, 10), ndcg(float_U, 10)),

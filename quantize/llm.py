@@ -9,9 +9,10 @@ from torch import nn
 from transformers import AutoModel
 
 from distill.config import TeacherSection
+from distill.device import device
 from distill.evaluation import record_accuracy
-from distill.teacher import BODY, HEAD, load_teacher, read_teacher, serving_teacher
-from foundation.artifact import Artifact, Draft
+from distill.teacher import BODY, HEAD, read_teacher, serving_teacher
+from foundation.artifact import Artifact, Draft, Unavailable
 from quantize.methods import LLM_METHODS
 from recommender.split import Sequences
 
@@ -19,7 +20,7 @@ from recommender.split import Sequences
 def build_quantized_llm(method: str, teacher: Artifact, sequences: Sequences, draft: Draft) -> None:
     """Quantize the linear layers of the body, save them packed, and evaluate what was saved."""
     config = importlib.import_module(LLM_METHODS[method]).config()
-    device_map = {"": str(next(load_teacher(teacher).parameters()).device)}
+    device_map = {"": str(device())}
     body = AutoModel.from_pretrained(teacher.folder(BODY), quantization_config=config, device_map=device_map)
     _check_shapes(body, method)
     body.save_pretrained(draft.path / BODY)
@@ -34,7 +35,7 @@ def _check_shapes(body: nn.Module, method: str) -> None:
         return
     for name, module in body.named_modules():
         if hasattr(module, "quant_type") and (module.in_features % 64 or module.out_features % 32):  # type: ignore[operator]
-            raise ValueError(
+            raise Unavailable(
                 f"nf4 on the CPU needs layers of a multiple of 64 inputs and 32 outputs; {name} has {module.in_features} and "
                 f"{module.out_features}; quantize this teacher on a CUDA device"
             )

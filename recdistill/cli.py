@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import console
-from foundation.recipe import RecipeError, load_recipe
+from foundation.recipe import RecipeError, load_recipe, slug
 
 if TYPE_CHECKING:
     from recdistill.pipeline import Pipeline
@@ -82,7 +82,7 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     implied: dict[str, str] = {}
     if arguments.data:
         folder = arguments.data.expanduser().resolve()
-        implied = {"name": folder.name, "data.importer": "folder", "data.source": str(folder)}
+        implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
     if arguments.teacher:
         implied["teacher.llm"] = arguments.teacher
     # A JSON string is a TOML string; what --set says comes last and wins.
@@ -99,12 +99,11 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 def _torch_pipeline(arguments: argparse.Namespace) -> Pipeline:
     """The pipeline, with torch set up for reproducible training."""
     pipeline = _pipeline(arguments)
-    import os
-
     import torch
     import transformers
 
-    torch.set_num_threads(pipeline.recipe.num_threads or len(os.sched_getaffinity(0)))
+    if pipeline.recipe.num_threads:
+        torch.set_num_threads(pipeline.recipe.num_threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return pipeline

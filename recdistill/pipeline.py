@@ -11,16 +11,17 @@ Every method returns an artefact, making it (and what it needs) only if it is no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.artifact import Artifact, Draft, make
+from foundation.recipe import slug
 from recdistill.recipe import Recipe
 
 if TYPE_CHECKING:
+    from benchmark.report import Row
     from recommender.split import Sequences
 
 ARMS = ("control-id", "control-text", "student")
@@ -36,10 +37,10 @@ class Pipeline:
     @cached_property
     def data(self) -> Artifact:
         from recommender.data import write_dataset
-        from recommender.importers import read, source_digest
+        from recommender.importers import read, source_digests
 
         section = self.recipe.data
-        recipe = self._sections("data") | {"source_sha256": source_digest(section.source)}
+        recipe = self._sections("data") | {"digests": source_digests(section.importer, section.source, section.options)}
 
         def build(draft: Draft) -> None:
             write_dataset(read(section.importer, section.source, section.options), draft, section.max_quarantined_fraction)
@@ -49,10 +50,12 @@ class Pipeline:
     @cached_property
     def sequences(self) -> Sequences:
         from recommender.data import load_dataset
-        from recommender.split import build_sequences
+        from recommender.split import build_sequences, require_usable
 
         self.data.verify()
-        return build_sequences(load_dataset(self.data.path))
+        sequences = build_sequences(load_dataset(self.data.path))
+        require_usable(sequences)
+        return sequences
 
     def baseline(self, name: str) -> Artifact:
         from recommender.baselines import build_baseline
@@ -63,11 +66,10 @@ class Pipeline:
 
     @cached_property
     def llm(self) -> Artifact:
-        from distill.llm import build_llm
+        from distill.llm import build_llm, llm_key
 
         name = self.recipe.teacher.llm
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "llm"
-        return self._make(self.runs / "llm" / slug, "llm", {"llm": name}, {}, lambda draft: build_llm(name, draft))
+        return self._make(self.runs / "llm" / slug(name), "llm", llm_key(name), {}, lambda draft: build_llm(name, draft))
 
     @cached_property
     def text(self) -> Artifact:
@@ -191,12 +193,13 @@ class Pipeline:
         )
 
     def tensorrt(self, seed: int) -> Artifact:
+        from distill.device import gpu_name
         from export.tensorrt_engine import build_engines
         from recommender.runtimes.tensorrt import import_tensorrt
 
         module, flavour = import_tensorrt()
         exported = self.onnx("student", seed)
-        recipe = self._sections("export") | {"flavour": flavour, "tensorrt": module.__version__}
+        recipe = self._sections("export") | {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
 
         def build(draft: Draft) -> None:
             build_engines(exported, self.sequences, self.recipe.export, draft)
@@ -213,10 +216,10 @@ class Pipeline:
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
         rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in ARMS[:2]]
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
-        rows += [Row(f"teacher-{m}", [self.quantized_teacher(m, seed) for seed in seeds]) for m in ("int8", "nf4")]
+        rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
         rows += [Row("student", [self.onnx("student", seed) for seed in seeds])]
         rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in ("int8", "int4")]
-        rows += [Row("student-trt", [self.tensorrt(seeds[0])])]
+        rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section, length = self.recipe.benchmark, self.recipe.student.max_length
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {
             "data": self.data
@@ -229,6 +232,17 @@ class Pipeline:
             build=lambda draft: build_report(rows, self.data, self.llm, length, section, draft),
             remake=True,
         )
+
+    @staticmethod
+    def _row(variant: str, make_one: Callable[[int], Artifact], seeds: list[int]) -> Row:
+        """A row whose artefacts may be impossible on this machine; it then says why."""
+        from benchmark.report import Row
+        from foundation.artifact import Unavailable
+
+        try:
+            return Row(variant, [make_one(seed) for seed in seeds])
+        except Unavailable as error:
+            return Row(variant, [], missing=str(error))
 
     def _sections(self, *names: str) -> dict[str, Any]:
         dumped = self.recipe.model_dump(mode="json")

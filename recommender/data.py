@@ -27,7 +27,7 @@ _INTERACTION_COLUMNS = {
     "rating": pl.Float64,
     "event": pl.String,
 }
-_ITEM_COLUMNS = {
+ITEM_COLUMNS = {
     "item_id": pl.String,
     "title": pl.String,
     "text": pl.String,
@@ -58,17 +58,13 @@ class Dataset:
     items: pl.DataFrame
 
     @property
-    def num_items(self) -> int:
-        return self.items.height
-
-    @property
     def item_ids(self) -> list[str]:
         return self.items["item_id"].to_list()
 
 
 def write_dataset(tables: Tables, draft: Draft, max_quarantined_fraction: float) -> None:
     """Validate, set bad rows aside (quarantine.parquet, with row numbers) and write the dataset into `draft`."""
-    items, bad_items = _clean_items(_conform(tables.items, _ITEM_COLUMNS, ("item_id", "title"), ITEMS))
+    items, bad_items = _clean_items(_conform(tables.items, ITEM_COLUMNS, ("item_id", "title"), ITEMS))
     interactions = _conform(tables.interactions, _INTERACTION_COLUMNS, ("user_id", "item_id"), INTERACTIONS)
     interactions, bad_rows = _clean_interactions(interactions, items)
     bad = pl.concat([bad_rows, bad_items])
@@ -120,6 +116,8 @@ def _conform(frame: pl.DataFrame, columns: dict, required: tuple[str, ...], name
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise DataError(f"{name} has no column {column!r} (it has: {', '.join(frame.columns)}){hint}")
     present = [c for c in columns if c in frame.columns]
+    if "timestamp" in present and frame["timestamp"].dtype.is_temporal():
+        frame = frame.with_columns(pl.col("timestamp").cast(pl.Datetime).dt.epoch("s"))
     try:
         return frame.select(pl.col(c).cast(columns[c]) for c in present).with_row_index("row")
     except pl.exceptions.PolarsError as error:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foundation import console
-from recommender.ranking import Recommender, pad_left
+from recommender.ranking import EVALUATION_K, Recommender, pad_left
 
 if TYPE_CHECKING:
     from recommender.split import Sequences
-
-EVALUATION_K = 20
 
 
 def evaluate(

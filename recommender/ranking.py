@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+EVALUATION_K = 20
+
 
 class Recommender(Protocol):
     """Anything that ranks the catalogue for a batch of histories."""

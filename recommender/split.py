@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from recommender.data import Dataset
+from recommender.data import DataError, Dataset
+from recommender.ranking import EVALUATION_K
 
 MIN_EVALUATED = 3
+MIN_ITEMS = EVALUATION_K
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,13 @@ def build_sequences(dataset: Dataset) -> Sequences:
     users = ordered.group_by("user_id", maintain_order=True).len()
     offsets = np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64)
     return Sequences(users["user_id"].to_list(), item_ids, offsets, ordered["item_index"].to_numpy())
+
+
+def require_usable(sequences: Sequences) -> None:
+    """Stop before any training where nothing could be trained or evaluated."""
+    if sequences.num_items <= MIN_ITEMS:
+        raise DataError(f"the catalogue has {sequences.num_items} items; ranking the top {MIN_ITEMS} needs more")
+    if not len(sequences.evaluated_users):
+        raise DataError(f"no user has {MIN_EVALUATED} different items; nothing could be evaluated")
+    if not any(len(sequences.train(u)) >= 2 for u in range(sequences.num_users)):
+        raise DataError("no user has two items left for training after the last two are set apart")

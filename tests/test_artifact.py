@@ -42,6 +42,12 @@ def test_made_differently_is_refused_then_overwritten(tmp_path: Path, change: di
     assert make_one(tmp_path / "a", overwrite=True, **change).digest != old.digest
 
 
+def test_an_empty_table_in_a_recipe_counts(tmp_path: Path) -> None:
+    make_one(tmp_path / "a", {"objectives": {"one": {}}})
+    with pytest.raises(ArtifactError, match="objectives"):
+        make_one(tmp_path / "a", {"objectives": {}})
+
+
 def test_another_input_means_another_artefact(tmp_path: Path) -> None:
     make_one(tmp_path / "out", inputs={"source": make_one(tmp_path / "a")})
     with pytest.raises(ArtifactError, match="'source' has changed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -54,6 +55,11 @@ def test_repeated_item_ids_keep_the_first(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": ["a", "a ", "b"], "title": ["first", "second", None]})
     clean(tmp_path, {"user_id": ["u"], "item_id": ["a"]}, items)
     assert load_dataset(tmp_path).items["title"].to_list() == ["first", ""]
+
+
+def test_dates_become_seconds(tmp_path: Path) -> None:
+    clean(tmp_path, {"user_id": ["u"], "item_id": ["a"], "timestamp": [datetime(1970, 1, 2)]})
+    assert load_dataset(tmp_path).interactions["timestamp"].to_list() == [86400]
 
 
 def test_nothing_left(tmp_path: Path) -> None:

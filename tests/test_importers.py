@@ -132,6 +132,8 @@ def test_table_with_column_mapping(tmp_path: Path) -> None:
 def test_table_without_items_and_mistakes(tmp_path: Path) -> None:
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,b\nu,a\n")
     assert read("table", str(tmp_path / "clicks.csv"), {}).items["title"].to_list() == ["b", "a"]
+    mapped = read("table", str(tmp_path / "clicks.csv"), {"columns": {"item_id": "user_id"}})
+    assert mapped.interactions["item_id"].to_list() == ["u", "u"]
     with pytest.raises(DataError, match="no column 'sku'"):
         read("table", str(tmp_path / "clicks.csv"), {"columns": {"item_id": "sku"}})
     with pytest.raises(DataError, match="colunms"):

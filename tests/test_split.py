@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recommender.data import Dataset
-from recommender.split import Sequences, build_sequences
+from recommender.data import DataError, Dataset
+from recommender.split import Sequences, build_sequences, require_usable
 from recommender.windows import TrainingWindows
 
 
@@ -56,6 +56,19 @@ def test_leave_one_out() -> None:
     users = sequences.evaluated_users
     assert (sequences.targets(users, "validation").tolist(), sequences.targets(users, "test").tolist()) == ([3], [4])
     assert sequences.train_counts()[[1, 2, 3, 4, 5, 6, 7]].tolist() == [1, 1, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        (Sequences(["u"], ["i1", "i2"], np.array([0, 2]), np.array([1, 2])), "has 2 items"),
+        (of([1, 2], [3]), "no user has 3 different items"),
+        (of([1, 2, 3]), "no user has two items left"),
+    ],
+)
+def test_data_too_small_is_refused_before_training(sequences: Sequences, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        require_usable(sequences)
 
 
 def test_targets_digest_names_users_and_items() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distill.training import Fit, TrainingError
+from distill.training import Fit, TrainingError, step_seed
 from recommender.config import OptimSection
 
 SECTION = OptimSection(epochs=4, patience=10, checkpoint_every_s=1e-9, learning_rate=0.05)
@@ -71,6 +71,14 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path: Path) -> None:
     run._load_weights(load_file(tmp_path / "b" / "best.safetensors"))
     for a, b in zip(model.parameters(), best.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_seeds_and_steps_drop_different_units() -> None:
+    drawn = set()
+    for seed, step in ((0, 0), (1, 0), (0, 1)):
+        torch.manual_seed(step_seed(seed, step))
+        drawn.add(tuple(torch.rand(5).tolist()))
+    assert len(drawn) == 3
 
 
 def test_nan_stops_with_a_reason(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from foundation import fetch
 from foundation.artifact import sha256_file
 from recommender.data import DataError, Tables, read_tables
@@ -20,17 +22,23 @@ METHODS = {
 }
 
 
+# Options that name a file of their own: their content shapes the dataset as the source's does.
+SOURCE_OPTIONS = {"table": ("items",), "amazon": ("metadata",)}
+
+
 def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:
     """Raw tables from `source` (an asset's name, a path or a URL) by the importer's rules."""
     if not source:
         raise DataError("data.source is empty; name an asset, a path or a URL")
     path = locate(source)
-    if importer == "folder":
-        if options:
-            raise DataError(f"importer 'folder' takes no options, got: {', '.join(options)}")
-        return read_tables(path)
+    if importer == "folder" and options:
+        raise DataError(f"importer 'folder' takes no options, got: {', '.join(options)}")
     try:
+        if importer == "folder":
+            return read_tables(path)
         return importlib.import_module(METHODS[importer]).read(path, **options)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source}: {str(error).splitlines()[0]}") from None
     except TypeError as error:
         if "unexpected keyword argument" not in str(error) and "required" not in str(error):
             raise
@@ -47,6 +55,12 @@ def locate(source: str) -> Path:
     if not path.exists():
         raise DataError(f"{source!r} is neither an existing path, a URL, nor an asset ({', '.join(sorted(fetch.ASSETS))})")
     return path
+
+
+def source_digests(importer: str, source: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of everything an import reads, for the key that decides whether it must be done again."""
+    others = {name: options[name] for name in SOURCE_OPTIONS.get(importer, ()) if name in options}
+    return {name: source_digest(str(value)) for name, value in {"source": source, **others}.items()}
 
 
 def source_digest(source: str) -> str:

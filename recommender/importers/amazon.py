@@ -27,7 +27,7 @@ def read(source: Path, metadata: str, k_core: int = 5) -> Tables:
 
     interactions = _ratings_csv(source) if ".csv" in source.suffixes else _reviews(source)
     items = _items(locate(metadata))
-    interactions = _k_core(interactions.join(items.select("item_id"), on="item_id", how="semi"), k_core)
+    interactions = _k_core(interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left"), k_core)
     return Tables(
         interactions, items.join(interactions.select("item_id").unique(), on="item_id", how="semi", maintain_order="left"), {}
     )

@@ -57,7 +57,8 @@ def _rename(frame: pl.DataFrame, columns: dict[str, str], path: Path | str) -> p
     missing = [theirs for theirs in columns.values() if theirs not in frame.columns]
     if missing:
         raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has: {', '.join(frame.columns)}")
-    return frame.rename({theirs: ours for ours, theirs in columns.items()})
+    shadowed = [ours for ours, theirs in columns.items() if ours in frame.columns and ours != theirs]
+    return frame.drop(shadowed).rename({theirs: ours for ours, theirs in columns.items()})
 
 
 def _seconds(timestamp: pl.Series) -> pl.Series:

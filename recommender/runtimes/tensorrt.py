@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from foundation.artifact import Unavailable
 
-class TensorRTUnavailable(RuntimeError):
+
+class TensorRTUnavailable(Unavailable):
     """No TensorRT flavour, or no device to run on; the message says how to get one."""
 
 

@@ -1,9 +1,12 @@
-"""The training loop of teacher and student: AdamW, warm-up and cosine, early stopping on validation, checkpoint and resume.
+"""The training loop of teacher and student: AdamW, warm-up and cosine, averaged weights, early stopping, checkpoint and resume.
 
 A run is a pure function of its seed: batches come from (seed, epoch), and every step reseeds torch's generator from (seed,
 step), so a run resumed from a checkpoint gives the same weights, bit for bit, as one that was never interrupted (on one CPU
-and thread count; CUDA kernels do not promise it). A checkpoint is one safetensors file: weights, optimizer moments, and the
-counters as metadata.
+and thread count; CUDA kernels do not promise it). A checkpoint is one safetensors file: weights, optimizer moments, averaged
+weights, and the counters as metadata.
+
+With `ema_decay` the weights that are validated and kept are an exponential moving average of the trained ones (Polyak and
+Juditsky, 1992; the decay grows to its value over the first steps, so that the start does not linger).
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +86,7 @@ class Fit:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, weight_decay=section.weight_decay, fused=True
         )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if section.ema_decay else {}
         self.at = Counters()
 
     def run(self) -> Counters:
@@ -104,7 +109,8 @@ class Fit:
                 saved = time.monotonic()
         train_s = time.monotonic() - started
         self.model.eval()
-        score = self.validate()
+        with self._averaged():
+            score = self.validate()
         means = {name: total / at.step_in_epoch for name, total in at.loss_sums.items()}
         at.history.append({"epoch": at.epoch, "validation_ndcg_at_10": score, **means})
         console.say(
@@ -114,7 +120,7 @@ class Fit:
         )
         if score > at.best_score:
             at.best_score, at.best_epoch = score, at.epoch
-            _write(self._weights(), self.checkpoint / _BEST, {})
+            _write(self.average or self._weights(), self.checkpoint / _BEST, {})
         at.epoch, at.step_in_epoch, at.loss_sums = at.epoch + 1, 0, {}
         self._save()
 
@@ -131,10 +137,26 @@ class Fit:
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), self.section.clip_norm)
         self.optimizer.step()
+        self._update_average()
         for name, term in terms.items():
             self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + term.item()
         self.at.step += 1
         self.at.step_in_epoch += 1
+
+    def _update_average(self) -> None:
+        if self.average:
+            decay = min(self.section.ema_decay, (1 + self.at.step) / (10 + self.at.step))
+            torch._foreach_lerp_(list(self.average.values()), list(self._weights().values()), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place, where there are any."""
+        trained = {name: p.clone() for name, p in self._weights().items()} if self.average else {}
+        self._load_weights(self.average)
+        try:
+            yield
+        finally:
+            self._load_weights(trained)
 
     def _schedule(self, done: float) -> float:
         """Learning rate as a share of its peak after the fraction `done` of all steps."""
@@ -146,16 +168,17 @@ class Fit:
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.parameters.items()}
 
-    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(weights[name])
+            for name, tensor in weights.items():
+                self.parameters[name].copy_(tensor)
 
     def _save(self) -> None:
         tensors = {f"weight.{name}": p for name, p in self._weights().items()}
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{name}"] = value
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         _write(tensors, self.checkpoint / _LAST, {"counters": json.dumps(asdict(self.at))})
 
     def _resume(self) -> None:
@@ -166,6 +189,8 @@ class Fit:
             self.at = Counters(**json.loads(stored.metadata()["counters"]))
         tensors = load_file(path)
         self._load_weights({name: tensors[f"weight.{name}"] for name in self.parameters})
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])
         for name, p in self.parameters.items():
             state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
             if state:

@@ -28,6 +28,9 @@ class OptimSection(Section):
     patience: int = Field(default=5, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="a step; the moving average of the weights is validated and kept; 0 = off"
+    )
     clip_norm: float = Field(default=1.0, gt=0)
     checkpoint_every_s: float = Field(default=60.0, gt=0)
     validation_users: int = Field(default=0, ge=0, description="a fixed sample of users for model selection; 0 = all")

@@ -47,14 +47,16 @@ def fit(
     return model, run
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [0, 1, 4, 5, 7, 12, 19])
-def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
-    whole, run = fit(tmp_path / "whole")
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int, ema_decay: float) -> None:
+    section = SECTION.model_copy(update={"ema_decay": ema_decay})
+    whole, run = fit(tmp_path / "whole", section=section)
     counters = run.run()
-    _, run = fit(tmp_path / "broken", stop_at)
+    _, run = fit(tmp_path / "broken", stop_at, section=section)
     with pytest.raises(Interrupted):
         run.run()
-    resumed, run = fit(tmp_path / "broken", scores=[0.1, 0.2, 0.3, 0.4][stop_at // 5 :])
+    resumed, run = fit(tmp_path / "broken", scores=[0.1, 0.2, 0.3, 0.4][stop_at // 5 :], section=section)
     assert run.run().history == counters.history
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -71,6 +73,26 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path: Path) -> None:
     run._load_weights(load_file(tmp_path / "b" / "best.safetensors"))
     for a, b in zip(model.parameters(), best.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_kept_weights_are_the_moving_average(tmp_path: Path) -> None:
+    decay, path = 0.9, []
+    model, run = fit(tmp_path / "a", section=SECTION.model_copy(update={"ema_decay": decay, "epochs": 1}), scores=[0.1])
+    start, step = [p.detach().clone() for p in model.parameters()], run.optimizer.step
+
+    def recording_step() -> None:
+        step()
+        path.append([p.detach().clone() for p in model.parameters()])
+
+    run.optimizer.step = recording_step
+    run.run()
+    expected = start
+    for number, weights in enumerate(path):
+        keep = min(decay, (1 + number) / (10 + number))
+        expected = [keep * e + (1 - keep) * w for e, w in zip(expected, weights, strict=True)]
+    for kept, average, last in zip(model.parameters(), expected, path[-1], strict=True):
+        torch.testing.assert_close(kept.detach(), average)
+        assert not torch.equal(kept, last)
 
 
 def test_seeds_and_steps_drop_different_units() -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from benchmark.runner import Results, failure, measure, round_ratios, run_proces
 from benchmark.variants import serving_bytes, status_of
 from benchmark.worker import Job
 from foundation import console
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, ArtifactError, Draft
 from recommender.data import load_dataset
 from recommender.metrics import bootstrap_ci, hit_rate, ndcg, paired_relative_difference
 from recommender.ranking import pad_left
@@ -52,7 +53,7 @@ def build_report(
     rows: Sequence[Row], data: Artifact, llm: Artifact, max_length: int, section: BenchmarkSection, draft: Draft
 ) -> None:
     """Measure `rows`, and the LLM of the row "teacher" at full depth, and write the report."""
-    sequences = build_sequences(load_dataset(data.path))
+    sequences = build_sequences(load_dataset(data))
     histories = draft.checkpoint / "histories.npy"
     np.save(histories, speed_histories(sequences, max_length, section), allow_pickle=False)
     runnable = [row for row in rows if not row.missing and status_of(row.artifacts[0]) == "ok"]
@@ -60,8 +61,8 @@ def build_report(
     for row in runnable:
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
-    results = measure(jobs, section)
-    ranks = _ranks(runnable, results, data, section)
+    results = measure(jobs, section, draft.checkpoint)
+    ranks = _ranks(runnable, results, data, section, draft.checkpoint)
     report = {
         "schema_version": REPORT_SCHEMA,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -111,15 +112,22 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
 
 
 def _job(artifact: Artifact, section: BenchmarkSection, **what: str) -> Job:
-    return Job(str(artifact.path), section.model_dump(), **what)
+    try:
+        artifact.verify()
+        digest = artifact.digest
+    except ArtifactError:
+        digest = ""  # the process will find the same, and its row say so
+    return Job(str(artifact.path), digest, section.model_dump(), **what)
 
 
-def _ranks(rows: Sequence[Row], results: Results, data: Artifact, section: BenchmarkSection) -> dict[str, np.ndarray]:
+def _ranks(
+    rows: Sequence[Row], results: Results, data: Artifact, section: BenchmarkSection, folder: Path
+) -> dict[str, np.ndarray]:
     """Test ranks int64[S, U] of every variant that ran: the first seed's from its speed process, the others' from their own."""
     ranks = {row.variant: [results[row.variant][0]["ranks"]] for row in rows if not failure(results[row.variant])}
     others = [(row.variant, artifact) for row in rows if row.variant in ranks for artifact in row.artifacts[1:]]
     for variant, artifact in console.progress(others, "accuracy of further seeds"):
-        result = run_process(_job(artifact, section, data=str(data.path)), section)
+        result = run_process(_job(artifact, section, data=str(data.path)), section, folder)
         results[variant].append(result) if "error" in result else ranks[variant].append(result["ranks"])
     return {variant: np.array(rank_SU) for variant, rank_SU in ranks.items() if not failure(results[variant])}
 

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,32 +24,39 @@ from foundation import console
 Results = dict[str, list[dict[str, Any]]]
 
 
-def run_process(job: Job, section: BenchmarkSection) -> dict[str, Any]:
-    """Run a job in a process of its own; {"error": why} if it crashed or took too long."""
-    with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-        job.write(job_file)
-        timeout_s = section.timeout_s + (section.accuracy_timeout_s if job.data else 0)
-        threads = str(section.num_threads)
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
-        command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file)]
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {timeout_s:.0f} s"}
-        if done.returncode != 0 or not result_file.exists():
-            return {"error": f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
-        return json.loads(result_file.read_text())
+def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, Any]:
+    """Run a job in a process of its own, which ends with this one; {"error": why} if it crashed or took too long.
+
+    Job and result travel as files in `folder`.
+    """
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    result_file.unlink(missing_ok=True)
+    job.write(job_file)
+    timeout_s = section.timeout_s + (section.accuracy_timeout_s if job.data else 0)
+    threads = str(section.num_threads)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
+    command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file)]
+    held, keep = os.pipe()
+    try:
+        done = subprocess.run(command, env=environment, stdin=held, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {timeout_s:.0f} s"}
+    finally:
+        os.close(held)
+        os.close(keep)
+    if done.returncode != 0 or not result_file.exists():
+        return {"error": f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
+    return json.loads(result_file.read_text())
 
 
-def measure(jobs: Mapping[str, Job], section: BenchmarkSection) -> Results:
+def measure(jobs: Mapping[str, Job], section: BenchmarkSection, folder: Path) -> Results:
     """Results of every job, one per round; accuracy only in the first. What fails once is left out of later rounds."""
     names, results = list(jobs), {name: [] for name in jobs}
     schedule = [(r, names[(r + i) % len(names)]) for r in range(section.rounds) for i in range(len(names))]
     for round_number, name in console.progress(schedule, "measuring"):
         if not failure(results[name]):
             job = jobs[name] if round_number == 0 else replace(jobs[name], data="")
-            results[name].append(run_process(job, section))
+            results[name].append(run_process(job, section, folder))
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.report import accuracy_figures, comparisons
-from distill.evaluation import RANKS, test_ranks
+from distill.evaluation import RANKS, kept_ranks
 from foundation.artifact import Artifact
 from recommender.baselines import load_baseline
 from recommender.evaluate import evaluate
@@ -44,5 +44,5 @@ def _line(name: str, own: Mapping[str, Any]) -> str:
 
 def _ranks(artifact: Artifact, sequences: Sequences) -> np.ndarray:
     if RANKS in artifact.manifest["files"]:
-        return test_ranks(artifact)
+        return kept_ranks(artifact, "test")
     return evaluate(load_baseline(artifact), sequences, "test")

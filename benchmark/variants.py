@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from foundation.artifact import Artifact, load
+from foundation.artifact import Artifact, ArtifactError, opens
 from recommender.ranking import Recommender
 
 
@@ -19,9 +18,9 @@ class Opened:
     num_parameters: int
 
 
-def open_variant(path: Path, num_threads: int) -> Opened:
+@opens
+def open_variant(artifact: Artifact, num_threads: int) -> Opened:
     """Open an artefact for serving on `num_threads` threads; imports only what its kind needs."""
-    artifact = load(path)
     if artifact.kind in ("popularity", "item-knn"):
         from recommender.baselines import load_baseline
 
@@ -40,7 +39,7 @@ def open_variant(path: Path, num_threads: int) -> Opened:
         return Opened(TensorRTRecommender(artifact.file(name)), "tensorrt cuda", "fp32", artifact.metrics["num_parameters"])
     if artifact.kind in ("teacher", "teacher-int8", "teacher-nf4"):
         return _open_teacher(artifact, num_threads)
-    raise ValueError(f"{path} is a {artifact.kind!r} artefact, which cannot be served")
+    raise ArtifactError(f"{artifact.path} is a {artifact.kind!r} artefact, which cannot be served")
 
 
 def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opened:

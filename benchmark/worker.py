@@ -7,7 +7,9 @@ Latency counts from the instant a request was due, which in the single-stream sc
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ class Job:
     """What one process is to do; paths as strings because it travels as JSON."""
 
     artifact: str
+    digest: str  # of the artefact, which the parent has verified
     section: dict[str, Any]
     histories: str = ""  # .npy of int64[N, L]: measure speed
     data: str = ""  # the dataset artefact: measure accuracy
@@ -38,10 +41,11 @@ class Job:
 def run_job(job: Job) -> dict[str, Any]:
     """The result of a job: samples in seconds, memory in bytes, or ranks."""
     section = BenchmarkSection.model_validate(job.section)
+    artifact = load(job.artifact, verified_digest=job.digest)
     if job.full_depth_llm:
-        opened = open_full_depth(load(job.artifact), load(job.full_depth_llm), section.num_threads)
+        opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
     else:
-        opened = open_variant(Path(job.artifact), section.num_threads)
+        opened = open_variant(artifact, section.num_threads)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
     if job.histories:
         result |= _speed(opened, job, section)
@@ -55,7 +59,7 @@ def _accuracy(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, 
     from recommender.evaluate import evaluate
     from recommender.split import build_sequences
 
-    sequences = build_sequences(load_dataset(load(job.data, "dataset").path))
+    sequences = build_sequences(load_dataset(load(job.data, "dataset")))
     ranks = evaluate(opened.recommender, sequences, "test", section.k, section.batch_size)
     return {"ranks": ranks.tolist(), "targets_sha256": sequences.targets_sha256()}
 
@@ -127,7 +131,14 @@ def _peak_gpu_bytes() -> int | None:
     return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_available() else None
 
 
+def _end_with_the_parent() -> None:
+    """Leave when standard input, whose other end the parent holds, is closed: nobody reads the result any more."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     job_file, result_file = Path(sys.argv[1]), Path(sys.argv[2])
     result_file.write_text(json.dumps(run_job(Job(**json.loads(job_file.read_text())))))
 

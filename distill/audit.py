@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from distill.evaluation import RANKS
+from distill.evaluation import RANKS, kept_ranks
 from foundation import console
 from foundation.artifact import Artifact, Draft
 from recommender.baselines import load_baseline
@@ -71,5 +70,5 @@ def _compare(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any] | None:
 
 def _validation_ndcg(artifact: Artifact, sequences: Sequences) -> np.ndarray:
     if RANKS in artifact.manifest["files"]:
-        return ndcg(pl.read_parquet(artifact.file(RANKS))["validation"].to_numpy(), 10)
+        return ndcg(kept_ranks(artifact, "validation"), 10)
     return ndcg(evaluate(load_baseline(artifact), sequences, "validation"), 10)

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens
 from recommender.config import OptimSection
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, summary
@@ -30,9 +30,10 @@ def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft
     return figures
 
 
-def test_ranks(artifact: Artifact) -> np.ndarray:
-    """The kept test ranks, int64[U], in the order of the sequences' evaluated users."""
-    return pl.read_parquet(artifact.file(RANKS))["test"].to_numpy()
+@opens
+def kept_ranks(artifact: Artifact, part: str) -> np.ndarray:
+    """The ranks kept of `part` ("validation" or "test"), int64[U], in the order of the sequences' evaluated users."""
+    return pl.read_parquet(artifact.file(RANKS))[part].cast(pl.Int64).to_numpy()
 
 
 class Validator:

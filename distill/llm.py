@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from foundation import console, fetch
-from foundation.artifact import Artifact, ArtifactError, Draft, sha256_file
+from foundation.artifact import Artifact, ArtifactError, Draft, opens, sha256_file
+from foundation.content import check_content, parse_json
 
 _SOURCE = "source.json"
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -52,7 +53,7 @@ def build_llm(name: str, draft: Draft) -> None:
             )
         source = {"folder": str(folder.resolve()), "files": files, "precision": "as stored"}
     (draft.path / _SOURCE).write_text(json.dumps({"name": name, **source}, indent=1))
-    config = AutoConfig.from_pretrained(source.get("folder") or draft.path / "weights")
+    config = read_config(Path(source["folder"]) if "folder" in source else draft.path / "weights")
     draft.metrics |= {
         "architecture": config.model_type,
         "num_layers": config.num_hidden_layers,
@@ -60,16 +61,25 @@ def build_llm(name: str, draft: Draft) -> None:
     }
 
 
+@opens
 def llm_folder(llm: Artifact) -> Path:
-    """The folder transformers can load from, verified."""
+    """The folder transformers can load from, verified (once per process)."""
     source = json.loads(llm.file(_SOURCE).read_text())
     if "folder" not in source:
         return llm.folder("weights")
-    folder = Path(source["folder"])
-    for name, expected in source["files"].items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-            raise ArtifactError(f"{folder / name} is gone or has changed since {llm.path} was made; run again with --overwrite")
+    folder, files = Path(source["folder"]), source["files"]
+    if llm.digest not in _verified:
+        for name, expected in files.items():
+            if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+                raise ArtifactError(
+                    f"{folder / name} is gone or has changed since {llm.path} was made; run again with --overwrite"
+                )
+            check_content(folder / name)
+        _verified.add(llm.digest)
     return folder
+
+
+_verified: set[str] = set()
 
 
 def load_tokenizer(llm: Artifact) -> Any:
@@ -83,8 +93,46 @@ def load_tokenizer(llm: Artifact) -> Any:
 
 def load_body(llm: Artifact, num_layers: int = 0, **kwargs: Any) -> PreTrainedModel:
     """The LLM without its language-model head, causal, cut to its first `num_layers` layers (0 = all)."""
-    config = causal_config(AutoConfig.from_pretrained(llm_folder(llm)), num_layers)
-    return AutoModel.from_pretrained(llm_folder(llm), config=config, dtype=kwargs.pop("dtype", torch.float32), **kwargs)
+    folder = llm_folder(llm)
+    config = causal_config(read_config(folder), num_layers)
+    return read_body(folder, config=config, dtype=kwargs.pop("dtype", torch.float32), **kwargs)
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model folder, refused if it asks for code or for sizes no machine has."""
+    fields = parse_json((folder / "config.json").read_bytes(), folder / "config.json")
+    if not isinstance(fields, dict) or "auto_map" in fields:
+        raise TeacherError(
+            f"{folder / 'config.json'} asks for code of its own (auto_map); only transformers' own models are read"
+        )
+    method = (fields.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
+        raise TeacherError(f"{folder / 'config.json'} is quantized by {method}; use the float weights (or bitsandbytes)")
+    for name, value in fields.items():
+        if isinstance(value, int) and abs(value) > _MAX_CONFIG.get(name, 1 << 40):
+            raise TeacherError(f"{folder / 'config.json'}: {name} = {value} is larger than {_MAX_CONFIG.get(name, 1 << 40)}")
+    return AutoConfig.from_pretrained(folder)
+
+
+_MAX_CONFIG = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 20,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 12,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 24,
+}
+
+
+def read_body(folder: Path, **kwargs: Any) -> PreTrainedModel:
+    """A model folder's weights; a weight that is missing or of another shape is an error and is never filled at random."""
+    body, found = AutoModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **kwargs)
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if wrong := [*missing, *map(str, found["mismatched_keys"])]:
+        raise TeacherError(f"{folder}: the weights lack what its config names, e.g. {wrong[0]}; the folder is damaged")
+    return body
 
 
 def causal_config(config: Any, num_layers: int) -> Any:

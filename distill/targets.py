@@ -8,6 +8,7 @@ The cache is keyed by the teacher's and the data's digests through the artefact'
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from distill.device import autocast, compute_dtype, device
 from distill.objectives.base import TeacherTargets
 from distill.teacher import Teacher
 from foundation import console
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.split import Sequences
 from recommender.windows import Batch, TrainingWindows
 
@@ -35,11 +36,13 @@ def build_targets(teacher: Teacher, sequences: Sequences, section: TargetsSectio
     starts = range(0, len(batches), _SHARD_BATCHES)
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
-        if not (draft.path / name).exists():
+        if not (draft.checkpoint / name).exists():
             shard = _shard(teacher, batches[start : start + _SHARD_BATCHES], section)
             aside = draft.checkpoint / "shard.tmp"
             save_file(shard, aside)
-            aside.rename(draft.path / name)
+            replace_durably(aside, draft.checkpoint / name)
+    for name in names:
+        draft.take(name)
     (draft.path / "index.json").write_text(
         json.dumps({"num_positions": windows.num_positions, "shards": names, **section.model_dump()})
     )
@@ -61,21 +64,36 @@ def _shard(teacher: Teacher, batches: list[Batch], section: TargetsSection) -> d
     return {"position": position_N, "index": index_NK, "probability": probability_NK}
 
 
+@dataclass(frozen=True)
 class Targets:
-    """Random access by position; the shards are read into memory once."""
+    """Random access by position; all in memory."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        index = json.loads(artifact.file("index.json").read_text())
-        self.temperature: float = index["temperature"]
-        shards = [load_file(artifact.file(name)) for name in index["shards"]]
-        position_N = np.concatenate([shard["position"] for shard in shards])
-        if not np.array_equal(position_N, np.arange(1, index["num_positions"] + 1)):
-            raise ValueError(f"{artifact.path} does not cover every training position once; delete it and run again")
-        self.index_PK = np.concatenate([shard["index"] for shard in shards])
-        self.probability_PK = np.concatenate([shard["probability"] for shard in shards])
+    temperature: float
+    index_PK: np.ndarray
+    probability_PK: np.ndarray
 
     def at(self, position_N: np.ndarray, to: torch.device) -> TeacherTargets:
         """Targets of N positions (numbered from 1)."""
         rows = position_N - 1
         index_NK = torch.from_numpy(self.index_PK[rows]).long().to(to)
         return TeacherTargets(index_NK, torch.from_numpy(self.probability_PK[rows]).float().to(to), self.temperature)
+
+
+@opens
+def load_targets(artifact: Artifact, num_items: int) -> Targets:
+    """Open what `build_targets` wrote, and check that it holds distributions over a catalogue of `num_items`."""
+    index = json.loads(artifact.file("index.json").read_text())
+    section = TargetsSection(top_k=index["top_k"], temperature=index["temperature"])
+    shards = [load_file(artifact.file(name)) for name in index["shards"]]
+    position_N, index_PK, probability_PK = (
+        np.concatenate([shard[name] for shard in shards]) for name in ("position", "index", "probability")
+    )
+    if not np.array_equal(position_N, np.arange(1, index["num_positions"] + 1)):
+        raise ValueError("it does not cover every training position once")
+    if index_PK.shape != (len(position_N), min(section.top_k, num_items)) or probability_PK.shape != index_PK.shape:
+        raise ValueError(f"its shape {index_PK.shape} is not positions x top-K")
+    if index_PK.min() < 0 or index_PK.max() >= num_items:
+        raise ValueError(f"it names items outside the catalogue of {num_items}")
+    if probability_PK.min() < 0 or probability_PK.sum(1, dtype=np.float32).max() > 1.01:
+        raise ValueError("its probabilities are negative or sum to more than 1")
+    return Targets(section.temperature, index_PK, probability_PK)

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from distill.config import TeacherSection
 from distill.device import autocast, compute_dtype, device
-from distill.llm import causal_config, check_causal, drop_vocabulary, llm_folder, load_body
-from foundation.artifact import Artifact, Draft
+from distill.llm import causal_config, check_causal, drop_vocabulary, llm_folder, load_body, read_body, read_config
+from foundation.artifact import Artifact, Draft, opens
 from recommender.ranking import top_k
 
 BODY, HEAD = "body", "head.safetensors"
@@ -124,7 +124,7 @@ def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> 
 
 def full_depth_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
     """The same model with every layer of the LLM and random weights: for speed and parameter counts only."""
-    config = causal_config(AutoConfig.from_pretrained(llm_folder(llm)), 0)
+    config = causal_config(read_config(llm_folder(llm)), 0)
     body = drop_vocabulary(AutoModel.from_config(config))
     return Teacher(body, torch.from_numpy(text_IZ), section, 1.0).to(device())
 
@@ -156,6 +156,7 @@ def save_head(teacher: Teacher, draft: Draft) -> None:
     save_file(head, draft.path / HEAD)
 
 
+@opens
 def load_teacher(artifact: Artifact) -> Teacher:
     """Open what `save_teacher` or the teacher's quantizers wrote."""
     artifact.folder(BODY)
@@ -166,11 +167,13 @@ def load_teacher(artifact: Artifact) -> Teacher:
 def read_teacher(folder: Path, section: TeacherSection) -> Teacher:
     """A teacher from its files."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast of every layer
-    body = AutoModel.from_pretrained(folder / BODY, device_map={"": str(device())})
+    read_config(folder / BODY)
+    body = read_body(folder / BODY, device_map={"": str(device())})
     head = load_file(folder / HEAD)
     teacher = Teacher(body, head["text_IZ"], section, 1.0)
     missing, unexpected = teacher.load_state_dict(head, strict=False)
-    assert not unexpected and all(name.startswith("body.") for name in missing), (missing, unexpected)
+    if wrong := [*unexpected, *(name for name in missing if not name.startswith("body."))]:
+        raise ValueError(f"{folder / HEAD} lacks or should not have {wrong[0]}")
     return teacher.eval().to(device())
 
 

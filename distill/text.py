@@ -21,7 +21,7 @@ from distill.config import TextSection
 from distill.device import compute_dtype, device
 from distill.llm import load_body, load_tokenizer
 from foundation import console
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.data import ITEM_COLUMNS
 
 VECTORS = "vectors.safetensors"
@@ -69,9 +69,13 @@ def project(standard_ID: np.ndarray, components_DZ: np.ndarray, scale: float) ->
     return standard_ID @ components_DZ * scale
 
 
+@opens
 def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     """(standardised vectors float32[I + 1, D], student vectors float32[I + 1, Z])."""
     tensors = load_file(artifact.file(VECTORS))
+    num_items = artifact.metrics["num_items"]
+    if tensors["vectors"].ndim != 2 or len(tensors["vectors"]) != num_items + 1:
+        raise ValueError(f"its vectors have the shape {tensors['vectors'].shape}, there are {num_items} items and padding")
     return tensors["vectors"], project(tensors["vectors"], tensors["components"], float(tensors["scale"][0]))
 
 
@@ -83,7 +87,7 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
         for chunk in _encode_chunks(llm, prompts, section, start):
             aside = checkpoint / "chunk.tmp"
             save_file({"vectors": chunk}, aside)
-            aside.rename(checkpoint / f"chunk-{len(chunks):06d}.safetensors")
+            replace_durably(aside, checkpoint / f"chunk-{len(chunks):06d}.safetensors")
             chunks.append(chunk)
     return np.concatenate(chunks)
 

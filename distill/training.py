@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation import console
+from foundation.artifact import replace_durably
 from recommender.config import OptimSection
 
 _LAST, _BEST = "last.safetensors", "best.safetensors"
@@ -185,9 +185,14 @@ class Fit:
         path = self.checkpoint / _LAST
         if not path.exists():
             return
-        with safe_open(path, "pt") as stored:
-            self.at = Counters(**json.loads(stored.metadata()["counters"]))
-        tensors = load_file(path)
+        try:
+            with safe_open(path, "pt") as stored:
+                at = Counters(**json.loads(stored.metadata()["counters"]))
+            tensors = load_file(path)
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            console.say(f"{self.name}: the checkpoint cannot be read ({error}); starting anew")
+            return
+        self.at = at
         self._load_weights({name: tensors[f"weight.{name}"] for name in self.parameters})
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])
@@ -206,4 +211,4 @@ def step_seed(seed: int, step: int) -> int:
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     aside = path.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata)
-    os.replace(aside, path)
+    replace_durably(aside, path)

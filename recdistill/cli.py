@@ -1,25 +1,32 @@
 """The command line: `recdistill STAGE …`. Light: a stage's code is imported when the stage runs.
 
-Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault, 130 interrupted.
+Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import console
-from foundation.recipe import RecipeError, load_recipe, slug
+from foundation.recipe import load_recipe, slug
 
 if TYPE_CHECKING:
     from recdistill.pipeline import Pipeline
 
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+_GO_ON = "the same command goes on from the last checkpoint"
+
+
+class Terminated(BaseException):
+    """SIGTERM: unwinds the stack as Ctrl-C does."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,18 +68,44 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the last line of standard output is its result as JSON."""
     arguments = build_parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         console.result(arguments.run(arguments))
     except KeyboardInterrupt:
-        console.say("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    except (RecipeError, ValueError) as error:
+        console.say(f"interrupted; {_GO_ON}")
+        return INTERRUPTED
+    except Terminated:
+        console.say(f"terminated; {_GO_ON}")
+        return TERMINATED
+    except ValueError as error:  # recipe, data, artefact: the user's to mend
         console.say(f"error: {error}")
         return USAGE_ERROR
-    except (OSError, RuntimeError) as error:
-        console.say(f"failed: {error}")
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        console.say(f"failed: {reason}")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _reason(error: Exception) -> str | None:
+    """What the machine lacks, in one line; None for what can only be a mistake of ours."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "CUDA out of memory" in text:
+        return f"out of memory ({text.splitlines()[0] if text else 'no details'}); lower a batch_size, then {_GO_ON}"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return f"the disk is full ({text}); free some space, then {_GO_ON}"
+    if isinstance(error, ImportError):
+        return f"a library is missing ({text}); `make setup` installs all of them"
+    if isinstance(error, OSError | RuntimeError) or type(error).__module__.split(".")[0] in ("safetensors", "polars", "onnx"):
+        return f"{type(error).__name__}: {text}" if type(error) in (OSError, RuntimeError) else text
+    return None
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -184,7 +217,23 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
     artifact = load(arguments.artifact)
     artifact.verify()
+    print(f"{artifact.path}: {_described(artifact.digest, artifact.manifest)}")
+    for line in _provenance(artifact.manifest["inputs"], artifact.ancestors):
+        print(line)
     return {"stage": "inspect", "path": str(artifact.path), "digest": artifact.digest, "whole": True, **artifact.manifest}
+
+
+def _provenance(inputs: Mapping[str, str], ancestors: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """What it was made from, what that was made from, and so on to the first."""
+    for number, (name, digest) in enumerate(sorted(inputs.items()), 1):
+        last = number == len(inputs)
+        yield f"{indent}{'└─' if last else '├─'} {name}: {_described(digest, ancestors[digest])}"
+        yield from _provenance(ancestors[digest]["inputs"], ancestors, indent + ("   " if last else "│  "))
+
+
+def _described(digest: str, entry: Mapping[str, Any]) -> str:
+    seed = "" if entry["seed"] is None else f", seed {entry['seed']}"
+    return f"{entry['kind']} {digest[:12]}{seed}, {sum(file['bytes'] for file in entry['files'].values()):,} bytes"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Pipeline:
         from recommender.split import build_sequences, require_usable
 
         self.data.verify()
-        sequences = build_sequences(load_dataset(self.data.path))
+        sequences = build_sequences(load_dataset(self.data))
         require_usable(sequences)
         return sequences
 
@@ -77,7 +77,7 @@ class Pipeline:
         from recommender.data import load_dataset
 
         def build(draft: Draft) -> None:
-            build_text(self.llm, load_dataset(self.data.path).items, self.recipe.text, draft)
+            build_text(self.llm, load_dataset(self.data).items, self.recipe.text, draft)
 
         return self._make(
             self.folder / "text", "item-text", self._sections("text"), {"data": self.data, "llm": self.llm}, build
@@ -129,7 +129,7 @@ class Pipeline:
 
     def arm(self, arm: str, seed: int) -> Artifact:
         """control-id, control-text or student."""
-        from distill.targets import Targets
+        from distill.targets import load_targets
         from distill.text import load_text
         from distill.train_student import build_student
 
@@ -142,7 +142,10 @@ class Pipeline:
         def build(draft: Draft) -> None:
             options: dict[str, Any] = {"text_IZ": load_text(inputs["text"])[1]} if "text" in inputs else {}
             if "targets" in inputs:
-                options |= {"targets": Targets(inputs["targets"]), "distill": self.recipe.distill}
+                options |= {
+                    "targets": load_targets(inputs["targets"], self.sequences.num_items),
+                    "distill": self.recipe.distill,
+                }
             build_student(arm, self.sequences, self.recipe.student, seed, draft, **options)
 
         sections = ("student", "num_threads", *(("distill",) if arm == "student" else ()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from benchmark.config import BenchmarkSection
 from distill.config import DistillSection, TargetsSection, TeacherSection, TextSection
 from export.config import ExportSection
-from foundation.recipe import Section
+from foundation.recipe import Contradiction, Section
 from quantize.config import QuantizeSection
 from recommender.config import DataSection, StudentSection
 
@@ -17,7 +19,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs/")
     about: str = Field(default="", description="one line printed before a run starts, with how long it takes")
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=1 << 32)]] = Field(default=[0], min_length=1)
     num_threads: int = Field(
         0, ge=0, description="threads of training; 0 = all cores. Results are reproducible per thread count"
     )
@@ -30,3 +32,34 @@ class Recipe(Section):
     quantize: QuantizeSection = QuantizeSection()
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Recipe:
+        student, teacher = self.student, self.teacher
+        if student.hidden_size % student.num_heads:
+            raise Contradiction(
+                f"student.hidden_size = {student.hidden_size} is not a multiple of student.num_heads = {student.num_heads}",
+                "student.hidden_size",
+                "student.num_heads",
+            )
+        if teacher.item_init == "control-text" and teacher.item_size != student.hidden_size:
+            raise Contradiction(
+                f"teacher.item_init = 'control-text' needs teacher.item_size = {teacher.item_size} to equal "
+                f"student.hidden_size = {student.hidden_size}",
+                "teacher.item_size",
+                "student.hidden_size",
+                "teacher.item_init",
+            )
+        if self.benchmark.k > self.export.k:
+            raise Contradiction(
+                f"benchmark.k = {self.benchmark.k} asks for more items than the graph returns, export.k = {self.export.k}",
+                "benchmark.k",
+                "export.k",
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
+        if self.data.importer == "folder" and self.data.options:
+            raise Contradiction(
+                f"data.importer = 'folder' takes no data.options, got: {', '.join(self.data.options)}", "data.options"
+            )
+        return self

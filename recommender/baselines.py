@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens
 from recommender.ranking import top_k
 
 if TYPE_CHECKING:
@@ -98,10 +98,13 @@ def build_baseline(name: str, sequences: Sequences, draft: Draft) -> None:
     draft.metrics["num_parameters"] = baseline.num_parameters
 
 
+@opens
 def load_baseline(artifact: Artifact) -> Popularity | ItemKNN:
     """Open what `build_baseline` wrote."""
     tensors = load_file(artifact.file(WEIGHTS))
     if artifact.kind == "popularity":
         return Popularity(tensors["count"])
     num_rows = len(tensors["indptr"]) - 1
-    return ItemKNN(sp.csr_matrix((tensors["data"], tensors["indices"], tensors["indptr"]), (num_rows, num_rows)))
+    similarity_II: Any = sp.csr_matrix((tensors["data"], tensors["indices"], tensors["indptr"]), (num_rows, num_rows))
+    similarity_II.check_format(full_check=True)
+    return ItemKNN(similarity_II)

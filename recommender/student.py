@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens
 from recommender.config import StudentSection
 from recommender.ranking import top_k
 
@@ -148,10 +148,13 @@ def save_student(student: Student, draft: Draft) -> None:
     save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()}, draft.path / WEIGHTS)
 
 
+@opens
 def load_student(artifact: Artifact) -> Student:
     """Open what `save_student` wrote; the architecture is in the artefact's recipe."""
     tensors = load_file(artifact.file(WEIGHTS))
     section = StudentSection.model_validate(artifact.recipe["student"])
-    student = Student(section, len(tensors["items.id_ID"]) - 1, tensors.get("items.text_IZ"))
-    student.load_state_dict(tensors)
+    with torch.device("meta"):  # a recipe that does not belong to these weights allocates nothing
+        student = Student(section, len(tensors["items.id_ID"]) - 1, tensors.get("items.text_IZ"))
+    aligned = {name: tensor.float().clone() for name, tensor in tensors.items()}
+    student.load_state_dict(aligned, assign=True)
     return student.eval()

@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="session")
 def sequences(dataset: Artifact) -> Sequences:
-    return build_sequences(load_dataset(dataset.path))
+    return build_sequences(load_dataset(dataset))
 
 
 @pytest.fixture(scope="session")

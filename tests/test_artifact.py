@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
+import pickle
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from foundation.artifact import MANIFEST, Artifact, ArtifactError, Draft, load, make
+from foundation.artifact import MANIFEST, Artifact, ArtifactError, Draft, load, make, opens, sha256_file
+from foundation.content import ContentError, check_content
+from tests.faults import forge, killed_before
+
+WEIGHTS = "model.safetensors"
 
 
-def build(draft: Draft) -> None:
-    (draft.path / "model.bin").write_bytes(b"weights")
+def build(draft: Draft, value: float = 1.0) -> None:
+    save_file({"weight": np.full(3, value, np.float32)}, draft.path / WEIGHTS)
     draft.metrics["score"] = 0.5
 
 
@@ -71,7 +79,7 @@ def test_failed_build_leaves_nothing_under_the_final_name_and_can_go_on(tmp_path
         make_one(tmp_path / "a", build=interrupted)
     assert not (tmp_path / "a").exists()
     artifact = make_one(tmp_path / "a", build=resumed)
-    assert set(artifact.manifest["files"]) == {"model.bin"}
+    assert set(artifact.manifest["files"]) == {"model.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -102,10 +110,10 @@ def test_failed_overwrite_keeps_the_old(tmp_path: Path) -> None:
 
 def test_tampering_is_refused(tmp_path: Path) -> None:
     artifact = make_one(tmp_path / "a")
-    (tmp_path / "a" / "model.bin").write_bytes(b"WEIGHTS")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ArtifactError, match="sha256"):
         load(artifact.path).verify()
-    (tmp_path / "a" / "model.bin").unlink()
+    (tmp_path / "a" / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="missing"):
         load(artifact.path).verify()
 
@@ -121,13 +129,20 @@ def test_extra_file_is_refused(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("schema_version", 99, "update RecDistill"),
-        ("files", {"../x": {"sha256": "", "bytes": 0}}, "outside"),
-        ("kind", None, "needed here"),
+        ("files", {"../x": {"sha256": "0" * 64, "bytes": 0}}, "outside"),
+        ("files", {"/etc/passwd": {"sha256": "0" * 64, "bytes": 0}}, "outside"),
+        ("files", {"x": {"sha256": "short", "bytes": 0}}, "files.x.sha256: String should match"),
+        ("kind", "another", "needed here"),
+        ("kind", None, "kind: Input should be a valid string"),
+        ("seed", "0", "seed: Input should be a valid integer"),
+        ("extra", 1, "Extra inputs are not permitted"),
+        ("inputs", {"data": "0" * 64}, "does not name what it was made from"),
+        ("ancestors", {"0" * 64: {"kind": "x"}}, "ancestors"),
     ],
 )
 def test_bad_manifest_is_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
     artifact = make_one(tmp_path / "a")
-    (artifact.path / MANIFEST).write_text(json.dumps(dict(artifact.manifest) | {field: value}))
+    forge(artifact.path, {field: value})
     with pytest.raises(ArtifactError, match=message):
         load(artifact.path, "thing")
 
@@ -135,6 +150,143 @@ def test_bad_manifest_is_refused(tmp_path: Path, field: str, value: object, mess
 def test_not_an_artefact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an artefact"):
         load(tmp_path)
-    (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(ArtifactError, match="not valid JSON"):
-        load(tmp_path)
+    for text in ("{", "[]", "[" * 100_000, '{"metrics": NaN}', "\xff"):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(ArtifactError, match=r"not valid JSON|Input should be"):
+            load(tmp_path)
+
+
+def test_a_changed_figure_is_refused(tmp_path: Path) -> None:
+    artifact = make_one(tmp_path / "a")
+    (artifact.path / MANIFEST).write_text((artifact.path / MANIFEST).read_text().replace("0.5", "0.9"))
+    with pytest.raises(ArtifactError, match="does not match its own sha256"):
+        load(artifact.path)
+
+
+def test_every_ancestor_is_named_to_the_first(tmp_path: Path) -> None:
+    first = make_one(tmp_path / "a")
+    second = make_one(tmp_path / "b", {"size": 2}, inputs={"source": first})
+    third = make_one(tmp_path / "c", {"size": 3}, inputs={"source": second}, seed=7)
+    assert set(third.ancestors) == {first.digest, second.digest}
+    assert third.ancestors[first.digest]["recipe"] == {"size": 1}
+    assert third.ancestors[second.digest]["inputs"] == {"source": first.digest}
+    forged = {digest: dict(entry) | {"seed": 1} for digest, entry in third.ancestors.items()}
+    forge(third.path, {"ancestors": forged})
+    with pytest.raises(ArtifactError, match="does not match its digest"):
+        load(third.path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path, value: float, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    def broken(draft: Draft) -> None:
+        save_file({"ok": torch.ones(3), "w": torch.tensor([1.0, value]).to(getattr(torch, dtype))}, draft.path / WEIGHTS)
+
+    with pytest.raises(ContentError, match="'w' holds NaN or infinity"):
+        make_one(tmp_path / "a", build=broken)
+    assert not (tmp_path / "a").exists()
+    artifact = make_one(tmp_path / "b")
+    save_file({"w": torch.tensor([1.0, value]).to(getattr(torch, dtype))}, artifact.path / WEIGHTS)
+    forge(artifact.path)
+    with pytest.raises(ArtifactError, match="'w' holds NaN or infinity"):
+        load(artifact.path).file(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "weights.pt", "code.py", "nameless"])
+def test_formats_that_hold_code_are_neither_written_nor_read(tmp_path: Path, name: str) -> None:
+    def broken(draft: Draft) -> None:
+        (draft.path / name).write_bytes(pickle.dumps({}))
+
+    with pytest.raises(ContentError, match="artefacts hold no"):
+        make_one(tmp_path / "a", build=broken)
+    artifact = make_one(tmp_path / "b")
+    (artifact.path / name).write_bytes(pickle.dumps({}))
+    forge(artifact.path, {"files": {name: {"sha256": sha256_file(artifact.path / name), "bytes": 1}}})
+    with pytest.raises(ArtifactError, match="artefacts hold no"):
+        load(artifact.path).file(name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "graph.onnx", "table.parquet", "index.json"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"\xff" * 64, b"[" * 10_000])
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ContentError, match=r"not a readable|not valid JSON"):
+        check_content(tmp_path / name)
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    artifact = make_one(tmp_path / "a")
+    (artifact.path / WEIGHTS).rename(tmp_path / WEIGHTS)
+    (artifact.path / WEIGHTS).symlink_to(tmp_path / WEIGHTS)
+    with pytest.raises(ArtifactError, match="not a plain file"):
+        load(artifact.path).file(WEIGHTS)
+
+
+def test_killed_before_any_file_operation(tmp_path: Path) -> None:
+    """At every operation in turn: the name holds the old or the new artefact, and the next run ends as an undisturbed one."""
+
+    def build_two(draft: Draft) -> None:
+        build(draft, 2.0)
+        (draft.path / "sub").mkdir(exist_ok=True)
+        (draft.path / "sub" / "index.json").write_text("{}")
+
+    expected = make_one(tmp_path / "undisturbed", {"size": 2}, build=build_two).digest
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        old = make_one(folder / "a").digest
+        killed = killed_before(number, lambda out=folder / "a": make_one(out, {"size": 2}, build=build_two, overwrite=True))
+        if (folder / "a").exists():
+            found = load(folder / "a")
+            found.verify()
+            assert found.digest in (old, expected)
+        again = make_one(folder / "a", {"size": 2}, build=build_two, overwrite=True)
+        again.verify()
+        assert again.digest == expected
+        assert [path.name for path in folder.iterdir()] == ["a"]
+        if not killed:
+            break
+    else:
+        pytest.fail("never lived to the end")
+    assert number > 15
+
+
+def test_interrupted_between_the_two_renames_the_old_comes_back(tmp_path: Path) -> None:
+    old = make_one(tmp_path / "a")
+    (tmp_path / ".a.partial").mkdir()
+    (tmp_path / "a").rename(tmp_path / ".a.partial" / "old")
+    assert make_one(tmp_path / "a", build=lambda draft: pytest.fail("built again")).digest == old.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_processes_make_it_once(tmp_path: Path) -> None:
+    def slow(draft: Draft) -> None:
+        with (tmp_path / "builds").open("a") as stream:
+            stream.write("built\n")
+        time.sleep(0.5)
+        build(draft)
+
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                make_one(tmp_path / "a", build=slow)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    assert (tmp_path / "builds").read_text() == "built\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "builds"]
+
+
+def test_a_read_that_fails_names_the_artefact(tmp_path: Path) -> None:
+    @opens
+    def read(artifact: Artifact) -> np.ndarray:
+        return load_file(artifact.file(WEIGHTS))["absent"]
+
+    with pytest.raises(ArtifactError, match=r"a cannot be read as 'thing' \(KeyError: 'absent'\)"):
+        read(make_one(tmp_path / "a"))

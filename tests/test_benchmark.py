@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,27 +59,46 @@ def popularity(dataset: Artifact, sequences: Sequences, tmp_path_factory: pytest
 
 def job(artifact: Path, histories: Path, data: str = "") -> Job:
     np.save(histories, HISTORIES)
-    return Job(str(artifact), SECTION.model_dump(), histories=str(histories), data=data)
+    return Job(str(artifact), "", SECTION.model_dump(), histories=str(histories), data=data)
 
 
 def test_what_fails_becomes_a_result_that_says_so(popularity: Artifact, tmp_path: Path) -> None:
     good, bad = job(popularity.path, tmp_path / "h.npy"), job(tmp_path / "none", tmp_path / "h.npy")
-    results = measure({"good": good, "bad": bad}, SECTION)
+    results = measure({"good": good, "bad": bad}, SECTION, tmp_path)
     assert len(results["good"]) == 2
     assert failure(results["good"]) is None
     assert len(results["bad"]) == 1
     assert "not an artefact" in str(failure(results["bad"]))
-    late = run_process(good, SECTION.model_copy(update={"timeout_s": 0.01}))
+    late = run_process(good, SECTION.model_copy(update={"timeout_s": 0.01}), tmp_path)
     assert "took longer than" in late["error"]
+
+
+def test_a_worker_ends_with_its_parent(popularity: Artifact, tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"min_offline_s": 300.0, "max_offline_s": 300.0})
+    job = Job(str(popularity.path), "", section.model_dump(), histories=str(tmp_path / "h.npy"))
+    np.save(tmp_path / "h.npy", HISTORIES)
+    job.write(tmp_path / "job.json")
+    command = [sys.executable, "-m", "benchmark.worker", str(tmp_path / "job.json"), str(tmp_path / "result.json")]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(5)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(10) == 1
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, dataset: Artifact, tmp_path: Path) -> None:
     damaged = make(
-        tmp_path / "damaged", "item-knn", recipe={}, inputs={}, seed=0, build=lambda d: (d.path / "x").write_text("?") and None
+        tmp_path / "damaged",
+        "item-knn",
+        recipe={},
+        inputs={},
+        seed=0,
+        build=lambda d: (d.path / "x.txt").write_text("?") and None,
     )
     rows = [Row("popularity", [popularity, popularity]), Row("item-knn", [damaged])]
     draft = Draft(tmp_path / "report")
-    draft.path.mkdir()
     build_report(rows, dataset, popularity, 12, SECTION, draft)
     import json
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from foundation.artifact import make
+import foundation.artifact as store
+from foundation.artifact import Draft, make
+from recdistill import cli
 from recdistill.cli import build_parser, main
+from tests.constructed import write_chain_dataset
 
 COMMON = ["--data", "--help", "--overwrite", "--recipe", "--runs", "--set", "--teacher"]
 COMMANDS = {
@@ -64,14 +71,91 @@ def test_usage_errors_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    artifact = make(
-        tmp_path / "a", "thing", recipe={}, inputs={}, build=lambda draft: (draft.path / "f").write_text("x") and None
-    )
-    assert main(["inspect", str(artifact.path)]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["digest"] == artifact.digest
-    (artifact.path / "f").write_text("y")
-    import foundation.artifact as store
+    def write(draft: Draft) -> None:
+        (draft.path / "f.txt").write_text("x")
 
+    source = make(tmp_path / "a", "source", recipe={}, inputs={}, build=write)
+    middle = make(tmp_path / "b", "middle", recipe={}, inputs={"first": source}, build=write, seed=3)
+    artifact = make(tmp_path / "c", "thing", recipe={}, inputs={"data": source, "mid": middle}, build=write)
+    assert main(["inspect", str(artifact.path)]) == 0
+    *tree, result = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in tree[1:]] == ["├─ data", "└─ mid", "   └─ first"]
+    assert f"middle {middle.digest[:12]}, seed 3" in tree[2]
+    assert json.loads(result)["digest"] == artifact.digest
+    (artifact.path / "f.txt").write_text("y")
     store._verified.clear()
     assert main(["inspect", str(artifact.path)]) == 2
     assert "sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 1, r"out of memory .*lower a batch_size"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, r"the disk is full .*runs/x"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'"),
+        (ModuleNotFoundError("No module named 'optimum'"), 1, "a library is missing"),
+        (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+        (cli.Terminated(), 143, "goes on from the last checkpoint"),
+    ],
+)
+def test_every_way_to_fail_has_its_line_and_code(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: argparse.Namespace) -> dict:
+        raise error
+
+    monkeypatch.setattr(cli, "_data", fail)
+    assert main(["data", "--recipe", "recipes/smoke.toml"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_unwinds_and_leaves_nothing_half_written(tmp_path: Path, number: int, code: int) -> None:
+    data = write_chain_dataset(tmp_path / "chain", num_users=20_000)
+    command = ["data", "--recipe", "recipes/smoke.toml", "--data", str(data), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen([sys.executable, "-m", "recdistill.cli", *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "making" not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (code, 0)  # 0: it was done before the signal came
+    assert (tmp_path / "runs" / "chain" / "data").exists() == (process.returncode == 0)
+    assert not list((tmp_path / "runs" / "chain").glob(".*.lock"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_chain_dataset(tmp_path / "chain", num_users=20)
+    (tmp_path / "file").write_text("")
+    assert main(["data", "--recipe", "recipes/smoke.toml", "--data", str(data), "--runs", str(tmp_path / "file")]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's own ENOSPC, at the moment the first table is written."""
+    data = write_chain_dataset(tmp_path / "chain", num_users=20)
+    write = pl.DataFrame.write_parquet
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", lambda frame, path: write(frame, "/dev/full"))
+    command = ["data", "--recipe", "recipes/smoke.toml", "--data", str(data), "--runs", str(tmp_path / "runs")]
+    assert main(command) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "chain" / "data").exists()
+    monkeypatch.undo()
+    assert main(command) == 0
+
+
+def test_too_little_memory_is_said(tmp_path: Path) -> None:
+    data = write_chain_dataset(tmp_path / "chain", num_users=20)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
+    run = "import sys; from recdistill.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["distill", "--recipe", "recipes/smoke.toml", "--data", str(data), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([sys.executable, "-c", f"{limit}; {run}", *command], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and path.name in ("control-id", "student")]

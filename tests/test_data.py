@@ -5,63 +5,193 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from foundation.artifact import Draft
-from recommender.data import QUARANTINE, DataError, Tables, load_dataset, write_dataset
+from foundation.artifact import Artifact, Draft, make
+from recommender.data import QUARANTINE, DataError, Tables, load_dataset, read_parquet, read_tables, write_dataset
 
 ITEMS = pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]})
 
 
-def clean(folder: Path, interactions: dict, items: pl.DataFrame = ITEMS, threshold: float = 1.0) -> Draft:
-    draft = Draft(folder)
-    write_dataset(Tables(pl.DataFrame(interactions), items, {}), draft, threshold)
-    return draft
+def clean(folder: Path, interactions: dict | pl.DataFrame, items: pl.DataFrame = ITEMS, threshold: float = 1.0) -> Artifact:
+    """The dataset that cleaning leaves."""
+    tables = Tables(pl.DataFrame(interactions), items)
+    build = lambda draft: write_dataset(tables, draft, threshold)  # noqa: E731
+    return make(folder / "dataset", "dataset", recipe={}, inputs={}, build=build)
+
+
+def aside(artifact: Artifact) -> dict[int, str]:
+    """Row -> reason."""
+    return dict(pl.read_parquet(artifact.file(QUARANTINE)).select("row", "reason").rows())
 
 
 def test_bad_rows_are_set_aside(tmp_path: Path) -> None:
     rows = {
-        "user_id": ["u", None, "u", " ", "u", "u"],
-        "item_id": ["a", "a", "zzz", "b", None, "b"],
-        "timestamp": [1, 2, 3, 4, 5, None],
+        "user_id": ["u", None, "u", " ", "u", "u", "u", "u", "u\x01", "\ufffd"],
+        "item_id": ["a", "a", "zzz", "b", None, "b", "b", "b", "b", "b"],
+        "timestamp": [1, 2, 3, 4, 5, None, -7, 1_700_000_000_000, 1, 1],
     }
-    draft = clean(tmp_path, rows)
-    kept = load_dataset(tmp_path).interactions
-    assert kept.select("user_id", "item_id").rows() == [("u", "a")]
-    aside = pl.read_parquet(tmp_path / QUARANTINE)
-    assert aside["row"].to_list() == [1, 2, 3, 4, 5]
-    assert sum(draft.metrics["quarantined"].values()) == 5
-    assert "interaction with an item that is not in items.parquet" in draft.metrics["quarantined"]
+    artifact = clean(tmp_path, rows)
+    assert load_dataset(artifact).interactions.select("user_id", "item_id").rows() == [("u", "a")]
+    assert aside(artifact) == {
+        2: "user_id is missing",
+        3: "item_id is not in items.parquet",
+        4: "user_id is missing",
+        5: "item_id is missing",
+        6: "no timestamp where other rows have one",
+        7: "timestamp is negative",
+        8: "timestamp is after the year 9999 (seconds are expected; are these milliseconds?)",
+        9: "user_id holds control characters",
+        10: "user_id is not valid UTF-8",
+    }
+    assert sum(artifact.metrics["quarantined"].values()) == 9
 
 
 def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 4 rows are malformed .*max_quarantined_fraction = 0.1"):
+    with pytest.raises(
+        DataError, match=r"1 of 4 rows are malformed .*interactions.parquet row 2.*max_quarantined_fraction = 0.1"
+    ):
         clean(tmp_path, {"user_id": ["u", "u"], "item_id": ["a", "q"]}, threshold=0.1)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "dataset").exists()
 
 
-def test_misspelt_column_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'user_id'.*did you mean 'userid'"):
-        clean(tmp_path, {"userid": ["u"], "item_id": ["a"]})
+@pytest.mark.parametrize("misspelt", ["userid", "user", "User_ID"])
+def test_misspelt_column_names_the_nearest(tmp_path: Path, misspelt: str) -> None:
+    with pytest.raises(DataError, match=rf"no column 'user_id'.*did you mean '{misspelt}'"):
+        clean(tmp_path, {misspelt: ["u"], "item_id": ["a"]})
+
+
+def test_a_misspelt_optional_column_is_not_silently_ignored(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'timestmp'; did you mean 'timestamp'"):
+        clean(tmp_path, {"user_id": ["u"], "item_id": ["a"], "timestmp": [1]})
 
 
 def test_ids_become_strings_and_unknown_columns_are_dropped(tmp_path: Path) -> None:
-    clean(tmp_path, {"user_id": [7], "item_id": ["a"], "colour": ["red"]})
-    assert load_dataset(tmp_path).interactions.row(0, named=True) == {"user_id": "7", "item_id": "a", "timestamp": None}
+    artifact = clean(tmp_path, {"user_id": [7], "item_id": ["a"], "colour": ["red"]})
+    assert load_dataset(artifact).interactions.row(0, named=True) == {"user_id": "7", "item_id": "a", "timestamp": None}
 
 
-def test_repeated_item_ids_keep_the_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("user_id", [1.0]),
+        ("user_id", [[1]]),
+        ("item_id", [True]),
+        ("timestamp", [[1]]),
+        ("timestamp", [True]),
+        ("rating", [b"5"]),
+    ],
+)
+def test_a_column_of_a_type_that_never_fits_is_refused(tmp_path: Path, column: str, values: list) -> None:
+    with pytest.raises(DataError, match=f"column '{column}' holds .*; convert it before the import"):
+        clean(tmp_path, {"user_id": ["u"], "item_id": ["a"]} | {column: values})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["1", " 2 ", "3.0", "1e3"], [1, 2, 3, 1000]),
+        ([1.9, 2.0, 3.5, 4.0], [1, 2, 3, 4]),
+        ([9_007_199_254_740_993 // 10**6, 2, 3, 4], [9_007_199_254, 2, 3, 4]),
+        (["9007199254", "007", "-0", "+5"], [9007199254, 7, 0, 5]),
+    ],
+)
+def test_timestamps_are_read_from_numbers_and_texts(tmp_path: Path, given: list, kept: list) -> None:
+    artifact = clean(tmp_path, {"user_id": list("uvwx"), "item_id": ["a"] * 4, "timestamp": given}, threshold=0.0)
+    assert load_dataset(artifact).interactions["timestamp"].to_list() == kept
+
+
+@pytest.mark.parametrize("bad", ["x", "1.0.0", "inf", "1e300", "9" * 30, "0x10", "1,000"])
+def test_a_timestamp_that_is_none_sets_the_row_aside(tmp_path: Path, bad: str) -> None:
+    artifact = clean(tmp_path, {"user_id": ["u", "v"], "item_id": ["a", "a"], "timestamp": ["1", bad]})
+    assert aside(artifact) == {2: "timestamp is not a whole number"}
+
+
+def test_a_cell_the_row_can_do_without_is_emptied(tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {
+            "item_id": ["a", "b", "c"],
+            "title": ["A", None, "C"],
+            "year": ["1995", "soon", ""],
+            "features": [[1.0, 2.0], [np.nan, 1.0], None],
+        }
+    )
+    artifact = clean(tmp_path, {"user_id": ["u", "u"], "item_id": ["a", "b"], "rating": ["4.5", "good"]}, items, threshold=0.0)
+    loaded = load_dataset(artifact)
+    assert loaded.items["year"].to_list() == [1995, None, None]
+    assert loaded.items["features"].to_list() == [[1.0, 2.0], None, None]
+    assert loaded.interactions["rating"].to_list() == [4.5, None]
+    assert sum(artifact.metrics["emptied_cells"].values()) == 3
+    assert artifact.metrics["quarantined"] == {}
+
+
+def test_texts_lose_control_characters_and_entities(tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {
+            "item_id": ["a", "b", "c", "d"],
+            "title": ["Tom &amp; Jerry", "nul\0l", "AT&T; x", "plain"],
+            "categories": [["&lt;b&gt;", "Q&#38;A"], [], None, ["ok"]],
+        }
+    )
+    artifact = clean(tmp_path, {"user_id": ["u"], "item_id": ["a"]}, items, threshold=0.0)
+    loaded = load_dataset(artifact).items
+    assert loaded["title"].to_list() == ["Tom & Jerry", "nul l", "AT&T; x", "plain"]
+    assert loaded["categories"].to_list() == [["<b>", "Q&A"], [], None, ["ok"]]
+    assert artifact.metrics["repaired_texts"] == {"title": 2, "categories": 1}
+
+
+def test_ids_that_collide_after_stripping_keep_the_first(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": ["a", "a ", "b"], "title": ["first", "second", None]})
-    clean(tmp_path, {"user_id": ["u"], "item_id": ["a"]}, items)
-    assert load_dataset(tmp_path).items["title"].to_list() == ["first", ""]
+    artifact = clean(tmp_path, {"user_id": ["u", " u"], "item_id": ["a", " a"]}, items)
+    assert load_dataset(artifact).items["title"].to_list() == ["first", ""]
+    assert aside(artifact) == {2: "item_id repeated"}
+    assert artifact.metrics["num_users"] == 1
+    assert artifact.metrics["num_repeats"] == 1
 
 
 def test_dates_become_seconds(tmp_path: Path) -> None:
-    clean(tmp_path, {"user_id": ["u"], "item_id": ["a"], "timestamp": [datetime(1970, 1, 2)]})
-    assert load_dataset(tmp_path).interactions["timestamp"].to_list() == [86400]
+    artifact = clean(tmp_path, {"user_id": ["u"], "item_id": ["a"], "timestamp": [datetime(1970, 1, 2)]})
+    assert load_dataset(artifact).interactions["timestamp"].to_list() == [86400]
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [{"user_id": [None], "item_id": ["a"]}, {"user_id": [], "item_id": []}])
+def test_nothing_left(tmp_path: Path, rows: dict) -> None:
     with pytest.raises(DataError, match="no usable interaction"):
-        clean(tmp_path, {"user_id": [None], "item_id": ["a"]})
+        clean(tmp_path, rows)
+
+
+def test_a_user_of_a_million_interactions(tmp_path: Path) -> None:
+    count = 1_000_000
+    rows = pl.DataFrame({"user_id": pl.repeat("u", count, eager=True), "item_id": pl.Series(["a", "b"] * (count // 2))})
+    artifact = clean(tmp_path, rows)
+    assert artifact.metrics["num_repeats"] == count - 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"user_id,item_id\nu,a\n"])
+def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "interactions.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="is not a readable Parquet file"):
+        read_parquet(tmp_path / "interactions.parquet")
+
+
+def test_a_folder_without_its_tables(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no interactions\.parquet"):
+        read_tables(tmp_path)
+
+
+def test_an_optional_table_needs_its_columns(tmp_path: Path) -> None:
+    tables = Tables(pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}), ITEMS, {"kg.parquet": pl.DataFrame({"head": ["x"]})})
+    with pytest.raises(DataError, match=r"kg.parquet has no column 'relation'"):
+        write_dataset(tables, Draft(tmp_path / "draft"), 1.0)
+
+
+def test_a_dataset_someone_else_wrote_is_checked(tmp_path: Path) -> None:
+    def build(draft: Draft) -> None:
+        pl.DataFrame({"user_id": ["u"], "item_id": ["x"], "timestamp": [1]}).write_parquet(draft.path / "interactions.parquet")
+        ITEMS.write_parquet(draft.path / "items.parquet")
+
+    artifact = make(tmp_path / "dataset", "dataset", recipe={}, inputs={}, build=build)
+    with pytest.raises(ValueError, match=r"cannot be read as 'dataset'.*misses one that was interacted with"):
+        load_dataset(artifact)

@@ -10,9 +10,23 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from foundation.artifact import Draft
+from foundation.artifact import Artifact, Draft, make
 from recommender.data import DataError, load_dataset, write_dataset
 from recommender.importers import read
+
+
+def imported(folder: Path, importer: str, source: Path | str, options: dict | None = None, threshold: float = 0.0) -> Artifact:
+    """The dataset an import leaves."""
+
+    def build(draft: Draft) -> None:
+        write_dataset(read(importer, str(source), options or {}), draft, threshold)
+
+    return make(folder / "dataset", "dataset", recipe={}, inputs={}, build=build)
+
+
+def quarantine(artifact: Artifact) -> list[tuple]:
+    """(table, row, ids, reason) of everything set aside or emptied."""
+    return pl.read_parquet(artifact.file("quarantine.parquet")).rows()
 
 
 def test_recbole(tmp_path: Path) -> None:
@@ -25,16 +39,17 @@ def test_recbole(tmp_path: Path) -> None:
     )
     (tmp_path / "x.kg").write_text("head_id:token\trelation_id:token\ttail_id:token\nm.1\tr\tm.2\n")
     (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni1\tm.1\n")
-    tables = read("recbole", str(tmp_path), {})
-    assert tables.interactions["timestamp"].to_list() == [881250949, 881250950]
-    assert tables.items.row(0, named=True) == {
+    artifact = imported(tmp_path / "out", "recbole", tmp_path)
+    dataset = load_dataset(artifact)
+    assert dataset.interactions["timestamp"].to_list() == [881250949, 881250950]
+    assert dataset.items.row(0, named=True) == {
         "item_id": "i1",
         "title": '"Quoted',
         "categories": ["Drama", "War"],
         "year": 1995,
     }
-    assert tables.extra["kg.parquet"].columns == ["head", "relation", "tail"]
-    assert tables.extra["item_entity.parquet"].columns == ["item_id", "entity"]
+    assert pl.read_parquet(artifact.file("kg.parquet")).columns == ["head", "relation", "tail"]
+    assert pl.read_parquet(artifact.file("item_entity.parquet")).columns == ["item_id", "entity"]
 
 
 MOVIELENS = {
@@ -60,7 +75,7 @@ def test_movielens(tmp_path: Path, layout: str) -> None:
     with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
         for name, text in MOVIELENS[layout].items():
             archive.writestr(f"{layout}/{name}", text.encode(encoding))
-    tables = read("movielens", str(tmp_path / "ml.zip"), {})
+    tables = load_dataset(imported(tmp_path, "movielens", tmp_path / "ml.zip"))
     assert tables.items.row(0, named=True) == {"item_id": "10", "title": "Été", "year": 1995, "categories": ["Drama", "War"]}
     assert tables.items.row(1, named=True)["title"] == "No year"
     assert tables.interactions["item_id"].to_list() == ["10", "20"]
@@ -104,7 +119,7 @@ def test_amazon(tmp_path: Path, form: str) -> None:
         with gzip.open(source, "wt") as stream:
             stream.writelines(json.dumps(dict(zip(names, (u, i, r, t * scale), strict=True))) + "\n" for u, i, r, t in taken)
     metadata = amazon_metadata(tmp_path, "parent_asin" if year == "2023" else "asin")
-    tables = read("amazon", str(source), {"metadata": metadata, "k_core": 3})
+    tables = load_dataset(imported(tmp_path, "amazon", source, {"metadata": metadata, "k_core": 3}))
     assert tables.interactions.height == 9
     assert set(tables.interactions["user_id"]) == {"A0", "A1", "A2"}
     assert sorted(tables.interactions["timestamp"].unique()) == [1_500_000_000, 1_500_000_001, 1_500_000_002]
@@ -121,10 +136,7 @@ def test_table_with_column_mapping(tmp_path: Path) -> None:
         "items": str(tmp_path / "products.parquet"),
         "item_columns": {"item_id": "sku", "title": "name", "categories": "tags"},
     }
-    draft = Draft(tmp_path / "out")
-    draft.path.mkdir()
-    write_dataset(read("table", str(tmp_path / "clicks.csv"), options), draft, 0.0)
-    loaded = load_dataset(draft.path)
+    loaded = load_dataset(imported(tmp_path, "table", tmp_path / "clicks.csv", options))
     assert loaded.interactions["timestamp"].to_list() == [1704153600, 1704240000]
     assert loaded.items["categories"].to_list() == [["x", "y"], None]
 
@@ -140,6 +152,97 @@ def test_table_without_items_and_mistakes(tmp_path: Path) -> None:
         read("table", str(tmp_path / "clicks.csv"), {"colunms": {}})
     with pytest.raises(DataError, match="neither an existing path"):
         read("table", str(tmp_path / "none.csv"), {})
+
+
+def test_malformed_lines_of_a_csv_are_listed_with_their_row(tmp_path: Path) -> None:
+    lines = [
+        b"user_id,item_id,timestamp",
+        b"u1,a,1",
+        b"u1,b",
+        b"u1,b,2,9",
+        b"\xff,a,3",
+        b"u1,\xc3\xa9,4",
+        b"u2,a,soon",
+        b"u3,a\0,5",
+    ]
+    (tmp_path / "clicks.csv").write_bytes(b"\n".join(lines))
+    artifact = imported(tmp_path, "table", tmp_path / "clicks.csv", threshold=1.0)
+    assert load_dataset(artifact).interactions.rows() == [("u1", "a", 1), ("u1", "é", 4)]
+    assert quarantine(artifact) == [
+        ("clicks.csv", 2, "", "not 3 cells"),
+        ("clicks.csv", 3, "", "not 3 cells"),
+        ("interactions.parquet", 4, "\ufffd a", "user_id is not valid UTF-8"),
+        ("interactions.parquet", 6, "u2 a", "timestamp is not a whole number"),
+        ("interactions.parquet", 7, "u3 a\0", "item_id holds control characters"),
+        ("items.parquet", 3, "a\0", "item_id holds control characters"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"user_id,item_id,timestamp\n", "no usable interaction is left"),
+        (b"user_id,user_id\nu,a\n", "names a column twice"),
+        (b'user_id,item_id\nu,"a\nu,b\n', "cannot be read as delimited text"),
+        (b"user_id;item_id\nu;a\n", "no column 'item_id'"),
+        (b"\xff\xfe\0\0", "no column"),
+    ],
+)
+def test_a_csv_that_is_none(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "clicks.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        imported(tmp_path, "table", tmp_path / "clicks.csv", threshold=1.0)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_malformed_json_lines_are_listed_with_their_number(tmp_path: Path) -> None:
+    rows = [json.dumps({"user_id": f"u{i}", "parent_asin": "B0", "rating": 5, "timestamp": i}) for i in range(3)]
+    odd = ["{", "[1]", "[" * 50_000, '{"user_id": ["u"], "parent_asin": "B0", "rating": "high", "timestamp": 3}', ""]
+    (tmp_path / "reviews.json").write_text("\n".join([*rows, *odd]))
+    metadata = amazon_metadata(tmp_path, "parent_asin")
+    artifact = imported(tmp_path, "amazon", tmp_path / "reviews.json", {"metadata": metadata, "k_core": 1}, threshold=1.0)
+    assert load_dataset(artifact).interactions.height == 4
+    assert [entry[1:] for entry in quarantine(artifact)] == [
+        (4, "", "not a JSON object"),
+        (5, "", "not a JSON object"),
+        (6, "", "not a JSON object"),
+        (7, "['u'] B0", "rating emptied: it cannot be read as its type"),
+    ]
+
+
+def test_hostile_archives_are_refused(tmp_path: Path) -> None:
+    bomb, encrypted, link, truncated = (tmp_path / f"{name}.zip" for name in ("bomb", "encrypted", "link", "truncated"))
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ratings.csv", b"\0" * (64 << 20))
+    with pytest.raises(DataError, match="unpacks to"):
+        read("movielens", str(bomb), {})
+    with zipfile.ZipFile(link, "w") as archive:
+        entry = zipfile.ZipInfo("ratings.csv")
+        entry.external_attr = 0o120777 << 16
+        archive.writestr(entry, "/etc/passwd")
+    with pytest.raises(DataError, match="is a link"):
+        read("movielens", str(link), {})
+    with zipfile.ZipFile(truncated, "w") as archive:
+        archive.writestr("ratings.csv", "userId,movieId,rating,timestamp\n" * 100)
+    content = bytearray(truncated.read_bytes())
+    content[60] ^= 0xFF
+    truncated.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable zip"):
+        read("movielens", str(truncated), {})
+    content = bytearray(link.read_bytes())
+    encrypted.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="not a readable zip"):
+        read("movielens", str(encrypted), {})
+    with gzip.open(tmp_path / "meta.json.gz", "wb") as stream:
+        stream.write(b"\0" * (64 << 20))
+    (tmp_path / "reviews.json").write_text("")
+    with pytest.raises(DataError, match=r"unpacks to|more than 16 MiB"):
+        read("amazon", str(tmp_path / "reviews.json"), {"metadata": str(tmp_path / "meta.json.gz")})
+    (tmp_path / "half.json.gz").write_bytes((tmp_path / "meta.json.gz").read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"damaged|more than 16 MiB"):
+        read("amazon", str(tmp_path / "half.json.gz"), {"metadata": str(tmp_path / "half.json.gz")})
 
 
 @pytest.mark.network

@@ -42,6 +42,23 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         ("name = \n", "not valid TOML"),
         ('name = "a/b"\n[data]\n', "name = 'a/b'"),
+        ('name = "x"\nbase = 3\n[data]\n', "base = 3: write the path of another recipe"),
+        ('name = "x"\nbase = "."\n[data]\n', "cannot be read: Is a directory"),
+        ('name = "x"\n[data]\n[student.optim]\nclip_norm = inf\n', r"r.toml:4: student.optim.clip_norm = inf: .*finite"),
+        ('name = "x"\n[data]\n[student]\ndropout = nan\n', r"r.toml:4: student.dropout = nan: .*finite"),
+        ('name = "x"\nx = ' + "[" * 5000, "not valid TOML"),
+        (
+            'name = "x"\n[data]\n[student]\nhidden_size = 10\nnum_heads = 4\n',
+            r"r.toml:4, .*r.toml:5: student.hidden_size = 10 is not a multiple of student.num_heads = 4",
+        ),
+        (
+            'name = "x"\n[data]\n[teacher]\nitem_init = "control-text"\nitem_size = 32\n',
+            r"r.toml:5, .*r.toml:4: teacher.item_init = 'control-text' needs teacher.item_size = 32 to equal .*= 64",
+        ),
+        ('name = "x"\n[data]\n[benchmark]\nk = 50\n', r"r.toml:4: benchmark.k = 50 asks for more items than .*export.k = 20"),
+        ('name = "x"\nseeds = [1, 1]\n[data]\n', r"r.toml:2: seeds = \[1, 1\] names a seed twice"),
+        ('name = "x"\nseeds = [-1]\n[data]\n', r"r.toml:2: seeds.0 = -1: .*greater than or equal to 0"),
+        ('name = "x"\n[data]\noptions = { k_core = 5 }\n', r"'folder' takes no data.options, got: k_core"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

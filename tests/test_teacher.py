@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.llm import TeacherError, build_llm, check_causal, load_body
-from distill.targets import Targets, build_targets
+from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import build_text, encode, load_text, prompt_of
-from foundation.artifact import Artifact, ArtifactError, Draft, make
+from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
 from recommender.split import Sequences
 from recommender.windows import TrainingWindows
 from tests.conftest import make_llm
+from tests.faults import forge
 
 TEXT = np.random.default_rng(0).normal(size=(61, 8)).astype(np.float32) * np.arange(61).clip(max=1)[:, None]
 SECTION = TeacherSection(tuning="full", item_size=16, max_length=12, precision="fp32", item_dropout=0.0)
@@ -197,7 +200,7 @@ def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Se
     artifact = make(
         tmp_path / "t", "targets", recipe={}, inputs={}, build=lambda draft: build_targets(teacher, sequences, section, draft)
     )
-    targets = Targets(artifact)
+    targets = load_targets(artifact, sequences.num_items)
     windows = TrainingWindows(sequences, SECTION.max_length)
     batch = next(windows.overlapping(4))
     keep = batch.label_BL > 0
@@ -212,7 +215,7 @@ def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Se
     whole = make(
         tmp_path / "w", "targets", recipe={}, inputs={}, build=lambda d: build_targets(teacher, sequences, TargetsSection(), d)
     )
-    assert Targets(whole).at(batch.position_BL[keep], torch.device("cpu")).tail_N.max() < 1e-2
+    assert load_targets(whole, sequences.num_items).at(batch.position_BL[keep], torch.device("cpu")).tail_N.max() < 1e-2
 
 
 @pytest.mark.parametrize(("method", "max_bytes_ratio", "tolerance"), [("int8", 0.5, 0.05), ("nf4", 0.4, 0.3)])
@@ -241,3 +244,42 @@ def test_quantized_teacher(
         exact, rough = teacher(history, table), loaded(history, table)
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 1 - tolerance
     assert not torch.equal(exact, rough)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "asks for code of its own"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is larger than"),
+        ({"num_hidden_layers": 7}, "the weights lack what its config names"),
+        ({"hidden_size": 128}, r"cannot be read|lack what its config names"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantized by gptq"),
+        ({"model_type": "nothing"}, "cannot be read"),
+    ],
+)
+def test_a_forged_config_is_refused(tiny_llm: Artifact, tmp_path: Path, change: dict, message: str) -> None:
+    """Digests recomputed, so that only the content can give it away."""
+    teacher = new_teacher(tiny_llm, TEXT, SECTION)
+    recipe = {"teacher": SECTION.model_dump(mode="json")}
+    artifact = make(tmp_path / "t", "teacher", recipe=recipe, inputs={}, build=lambda d: save_teacher(teacher, tiny_llm, d))
+    path = artifact.path / "body" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    forge(artifact.path)
+    with pytest.raises(ArtifactError, match=message):
+        load_teacher(load(artifact.path))
+
+
+def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    teacher = new_teacher(tiny_llm, TEXT, SECTION)
+    section = TargetsSection(top_k=5)
+    artifact = make(
+        tmp_path / "t", "targets", recipe={}, inputs={}, build=lambda d: build_targets(teacher, sequences, section, d)
+    )
+    shard = next(artifact.path.glob("shard-*.safetensors"))
+    good = load_file(shard)
+    changes = {"index": good["index"] + 60, "probability": good["probability"] * 30, "position": good["position"] + 1}
+    for name, value in changes.items():
+        save_file(good | {name: value.astype(good[name].dtype)}, shard)
+        forge(artifact.path)
+        with pytest.raises(ArtifactError, match="cannot be read as 'targets'"):
+            load_targets(load(artifact.path), sequences.num_items)

@@ -20,7 +20,7 @@ import torch
 from optimum.gptq import GPTQQuantizer
 from torch import nn
 
-from distill.evaluation import test_ranks
+from distill.evaluation import kept_ranks
 from distill.llm import drop_vocabulary
 from distill.teacher import Teacher, TeacherRecommender, load_teacher
 from foundation import console
@@ -53,15 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="optimum GPTQ as a peer of teacher-nf4")
     parser.add_argument("folder", type=Path, help="runs/DATASET/seed-S with teacher and teacher-nf4")
     folder = parser.parse_args().folder
-    sequences = build_sequences(load_dataset(load(folder.parent / "data", "dataset").path))
+    sequences = build_sequences(load_dataset(load(folder.parent / "data", "dataset")))
     artifact = load(folder / "teacher", "teacher")
     teacher = load_teacher(artifact)
     started = time.perf_counter()
     quantize_body(teacher, sequences)
     quantize_s = time.perf_counter() - started
     ranks = {
-        "teacher": test_ranks(artifact),
-        "teacher-nf4": test_ranks(load(folder / "teacher-nf4", "teacher-nf4")),
+        "teacher": kept_ranks(artifact, "test"),
+        "teacher-nf4": kept_ranks(load(folder / "teacher-nf4", "teacher-nf4"), "test"),
         "optimum-gptq-int4": evaluate(TeacherRecommender(teacher, torch.float32), sequences, "test"),
     }
     float_U = ndcg(ranks["teacher"], 10)

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from foundation import fetch
+from foundation.archive import ArchiveError
 from foundation.artifact import sha256_file
 from recommender.data import DataError, Tables, read_tables
 
@@ -37,10 +38,12 @@ def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:
         if importer == "folder":
             return read_tables(path)
         return importlib.import_module(METHODS[importer]).read(path, **options)
-    except pl.exceptions.PolarsError as error:
+    except ArchiveError as error:
+        raise DataError(str(error)) from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{source}: {str(error).splitlines()[0]}") from None
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error) and "required" not in str(error):
+        if "unexpected keyword argument" not in str(error) and "required positional" not in str(error):
             raise
         raise DataError(f"data.options of importer {importer!r}: {error}") from None
 

@@ -7,16 +7,15 @@ The k-core is taken here (`k_core`), because the published ratings-only files ar
 
 from __future__ import annotations
 
-import gzip
-import html
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import polars as pl
 
-from recommender.data import DataError, Tables
+from foundation.archive import lines, read_bytes
+from recommender.data import ROW, DataError, Tables, rejected
+from recommender.importers.delimited import read_csv
 
 _MILLISECONDS_FROM = 10**11
 
@@ -25,61 +24,62 @@ def read(source: Path, metadata: str, k_core: int = 5) -> Tables:
     """`source`: ratings CSV or review JSON lines (optionally .gz); `metadata`: path or URL of the metadata JSON lines."""
     from recommender.importers import locate
 
-    interactions = _ratings_csv(source) if ".csv" in source.suffixes else _reviews(source)
-    items = _items(locate(metadata))
+    interactions, bad = _ratings_csv(source) if ".csv" in source.suffixes else _reviews(source)
+    items, bad_items = _items(locate(metadata))
     interactions = _k_core(interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left"), k_core)
-    return Tables(
-        interactions, items.join(interactions.select("item_id").unique(), on="item_id", how="semi", maintain_order="left"), {}
-    )
+    taken = interactions.select("item_id").unique()
+    items = items.join(taken, on="item_id", how="semi", maintain_order="left")
+    return Tables(interactions, items, rejected=pl.concat([bad, bad_items]))
 
 
-def _ratings_csv(path: Path) -> pl.DataFrame:
-    with _open(path) as stream:
-        content = stream.read()
-    first = content.split(b"\n", 1)[0].decode("utf-8", "replace")
-    if "user_id" in first:
-        frame = pl.read_csv(content, infer_schema=False)
+def _ratings_csv(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    content = read_bytes(path)
+    if b"user_id" in content.split(b"\n", 1)[0]:
+        frame, bad = read_csv(content, path.name)
         frame = frame.rename({"parent_asin": "item_id"} if "parent_asin" in frame.columns else {})
     else:
-        frame = pl.read_csv(
-            content, has_header=False, new_columns=["item_id", "user_id", "rating", "timestamp"], infer_schema=False
-        )
-    return _seconds(frame.select("user_id", "item_id", pl.col("rating", "timestamp").cast(pl.Float64)))
+        frame, bad = read_csv(content, path.name, columns=["item_id", "user_id", "rating", "timestamp"])
+    if missing := [c for c in ("user_id", "item_id", "rating", "timestamp") if c not in frame.columns]:
+        raise DataError(f"{path} has no column {missing[0]!r}; it has: {', '.join(frame.columns)}")
+    return _seconds(frame.select(ROW, "user_id", "item_id", "rating", "timestamp")), bad
 
 
-def _reviews(path: Path) -> pl.DataFrame:
-    rows = [
-        (
-            row.get("user_id", row.get("reviewerID")),
-            row.get("parent_asin", row.get("asin")),
-            row.get("rating", row.get("overall")),
-            row.get("timestamp", row.get("unixReviewTime")),
-        )
-        for row in _json_lines(path)
-    ]
-    schema = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.Float64}
-    return _seconds(pl.DataFrame(rows, schema=schema, orient="row", strict=False))
+def _reviews(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    names = (("user_id", "reviewerID"), ("parent_asin", "asin"), ("rating", "overall"), ("timestamp", "unixReviewTime"))
+    numbered, bad = _json_lines(path)
+    rows = [(number, *(_text(row.get(new, row.get(old))) for new, old in names)) for number, row in numbered]
+    schema = [ROW, "user_id", "item_id", "rating", "timestamp"]
+    frame = pl.DataFrame(rows, schema={ROW: pl.Int64, **dict.fromkeys(schema[1:], pl.String)}, orient="row")
+    return _seconds(frame), bad
+
+
+def _text(value: Any) -> str | None:
+    """A JSON value as text: cells of any type are judged where all data is cleaned."""
+    return None if value is None else str(value)
 
 
 def _seconds(frame: pl.DataFrame) -> pl.DataFrame:
-    time = pl.col("timestamp").cast(pl.Int64)
-    return frame.with_columns(timestamp=pl.when(time >= _MILLISECONDS_FROM).then(time // 1000).otherwise(time))
+    """Timestamps in milliseconds (2023) as seconds; what is no number stays for the cleaning to judge."""
+    time = pl.col("timestamp").cast(pl.Float64, strict=False)
+    seconds = (time / 1000).floor().cast(pl.Int64, strict=False).cast(pl.String)
+    return frame.with_columns(timestamp=pl.when(time >= _MILLISECONDS_FROM).then(seconds).otherwise(pl.col("timestamp")))
 
 
-def _items(path: Path) -> pl.DataFrame:
-    rows = []
-    for row in _json_lines(path):
-        text = row.get("description") or ""
+def _items(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    rows, (numbered, bad) = [], _json_lines(path)
+    for _, row in numbered:
+        text, categories = row.get("description") or "", row.get("categories") or row.get("category") or []
         rows.append(
             {
-                "item_id": row.get("parent_asin") or row.get("asin"),
-                "title": html.unescape(row.get("title") or ""),
-                "text": html.unescape(" ".join(text) if isinstance(text, list) else str(text)),
-                "categories": [html.unescape(str(c)) for c in row.get("categories") or row.get("category") or []],
+                "item_id": _text(row.get("parent_asin") or row.get("asin")),
+                "title": _text(row.get("title")) or "",
+                "text": " ".join(map(str, text)) if isinstance(text, list) else str(text),
+                "categories": [str(c) for c in categories] if isinstance(categories, list) else [str(categories)],
             }
         )
     schema = {"item_id": pl.String, "title": pl.String, "text": pl.String, "categories": pl.List(pl.String)}
-    return pl.DataFrame(rows, schema=schema).unique("item_id", keep="first", maintain_order=True).filter(pl.col("title") != "")
+    items = pl.DataFrame(rows, schema=schema).unique("item_id", keep="first", maintain_order=True)
+    return items.filter(pl.col("title") != ""), bad
 
 
 def _k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
@@ -91,14 +91,16 @@ def _k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
         interactions = kept
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _json_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], pl.DataFrame]:
+    """(line number, object) of every line that is one, and the lines that are not."""
+    good, bad = [], []
+    for number, line in enumerate(lines(path), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            good.append((number, row))
+        elif line.strip():
+            bad.append(number)
+    return good, rejected(path.name, bad, "not a JSON object")

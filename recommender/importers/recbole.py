@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recommender.data import DataError, Tables
+from recommender.data import ROW, DataError, Tables
+from recommender.importers.delimited import read_csv
 
 _TITLE_NAMES = ("title", "movie_title", "name", "item_name")
 _CATEGORY_NAMES = ("class", "genre", "categories", "category")
@@ -18,21 +19,19 @@ _YEAR_NAMES = ("release_year", "year")
 
 def read(source: Path) -> Tables:
     """Read every atomic file of the folder `source`."""
-    interactions = _read_atomic(_only(source, "inter"))
-    items = _read_atomic(_only(source, "item"))
-    columns = [pl.col("user_id"), pl.col("item_id")]
-    if "timestamp" in interactions.columns:
-        columns.append(pl.col("timestamp").cast(pl.Float64).cast(pl.Int64))
-    if "rating" in interactions.columns:
-        columns.append(pl.col("rating").cast(pl.Float64))
+    interactions, bad = _read_atomic(_only(source, "inter"))
+    items, bad_items = _read_atomic(_only(source, "item"))
     extra = {}
     if kg := list(source.glob("*.kg")):
-        extra["kg.parquet"] = _read_atomic(kg[0]).rename({"head_id": "head", "relation_id": "relation", "tail_id": "tail"})
+        extra["kg.parquet"] = (
+            _read_atomic(kg[0])[0].drop(ROW).rename({"head_id": "head", "relation_id": "relation", "tail_id": "tail"})
+        )
     if link := list(source.glob("*.link")):
-        extra["item_entity.parquet"] = _read_atomic(link[0]).rename({"entity_id": "entity"})
+        extra["item_entity.parquet"] = _read_atomic(link[0])[0].drop(ROW).rename({"entity_id": "entity"})
     if user := list(source.glob("*.user")):
-        extra["users.parquet"] = _read_atomic(user[0])
-    return Tables(interactions.select(columns), _items(items), extra)
+        extra["users.parquet"] = _read_atomic(user[0])[0].drop(ROW)
+    taken = [name for name in (ROW, "user_id", "item_id", "timestamp", "rating") if name in interactions.columns]
+    return Tables(interactions.select(taken), _items(items), extra, pl.concat([bad, bad_items]))
 
 
 def _items(raw: pl.DataFrame) -> pl.DataFrame:
@@ -41,11 +40,11 @@ def _items(raw: pl.DataFrame) -> pl.DataFrame:
         raise DataError(
             f"the .item file has no title column (looked for {', '.join(_TITLE_NAMES)}; it has {', '.join(raw.columns)})"
         )
-    columns = [pl.col("item_id"), pl.col(title).alias("title")]
+    columns = [pl.col(ROW), pl.col("item_id"), pl.col(title).alias("title")]
     if category := _first(raw, _CATEGORY_NAMES):
         columns.append(pl.col(category).fill_null("").str.split(" ").alias("categories"))
     if year := _first(raw, _YEAR_NAMES):
-        columns.append(pl.col(year).cast(pl.Int64, strict=False).alias("year"))
+        columns.append(pl.col(year).alias("year"))
     return raw.select(columns)
 
 
@@ -60,6 +59,6 @@ def _only(folder: Path, suffix: str) -> Path:
     return found[0]
 
 
-def _read_atomic(path: Path) -> pl.DataFrame:
-    frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
-    return frame.rename({name: name.split(":")[0] for name in frame.columns})
+def _read_atomic(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    frame, bad = read_csv(path, path.name, separator="\t", quoted=False)
+    return frame.rename({name: name.split(":")[0] for name in frame.columns if name != ROW}), bad

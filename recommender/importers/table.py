@@ -15,7 +15,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recommender.data import DataError, Tables
+from recommender.data import REJECTED, DataError, Tables, read_parquet
+from recommender.importers.delimited import read_csv
 
 
 def read(
@@ -26,31 +27,30 @@ def read(
     separator: str = ",",
 ) -> Tables:
     """`columns` and `item_columns` map our column names to the table's own; `timestamp` may be a datetime."""
-    interactions = _rename(_read(source, separator), columns or {}, source)
-    if "timestamp" in interactions.columns:
-        interactions = interactions.with_columns(_seconds(interactions["timestamp"]))
+    raw, bad = _read(source, separator)
+    interactions = _rename(raw, columns or {}, source)
+    if "timestamp" in interactions.columns and interactions.schema["timestamp"] == pl.String:
+        interactions = interactions.with_columns(_seconds(pl.col("timestamp")))
     if items is None:
-        ids = (
-            interactions["item_id"].unique(maintain_order=True).drop_nulls()
-            if "item_id" in interactions.columns
-            else pl.Series([], dtype=pl.String)
-        )
-        return Tables(interactions, pl.DataFrame({"item_id": ids, "title": ids}), {})
-    catalogue = _rename(_read(Path(items).expanduser(), separator), item_columns or {}, items)
+        if "item_id" not in interactions.columns:
+            raise DataError(
+                f"{source} has no column 'item_id'; it has: {', '.join(raw.columns)}; map it by data.options.columns"
+            )
+        ids = interactions["item_id"].unique(maintain_order=True).drop_nulls()
+        return Tables(interactions, pl.DataFrame({"item_id": ids, "title": ids}), rejected=bad)
+    raw, bad_items = _read(Path(items).expanduser(), separator)
+    catalogue = _rename(raw, item_columns or {}, items)
     if "categories" in catalogue.columns and catalogue["categories"].dtype == pl.String:
         catalogue = catalogue.with_columns(pl.col("categories").str.split("|"))
-    return Tables(interactions, catalogue, {})
+    return Tables(interactions, catalogue, rejected=pl.concat([bad, bad_items]))
 
 
-def _read(path: Path, separator: str) -> pl.DataFrame:
+def _read(path: Path, separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        return pl.read_csv(path, separator=separator, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
+    if path.suffix == ".parquet":
+        return read_parquet(path), pl.DataFrame(schema=REJECTED)
+    return read_csv(path, path.name, separator=separator)
 
 
 def _rename(frame: pl.DataFrame, columns: dict[str, str], path: Path | str) -> pl.DataFrame:
@@ -61,12 +61,8 @@ def _rename(frame: pl.DataFrame, columns: dict[str, str], path: Path | str) -> p
     return frame.drop(shadowed).rename({theirs: ours for ours, theirs in columns.items()})
 
 
-def _seconds(timestamp: pl.Series) -> pl.Series:
-    if timestamp.dtype == pl.String:
-        number = timestamp.cast(pl.Float64, strict=False)
-        if number.null_count() > timestamp.null_count():
-            return timestamp.str.to_datetime(strict=False).dt.epoch("s").alias("timestamp")
-        timestamp = number
-    if timestamp.dtype.is_temporal():
-        return timestamp.cast(pl.Datetime).dt.epoch("s").alias("timestamp")
-    return timestamp.cast(pl.Int64).alias("timestamp")
+def _seconds(text: pl.Expr) -> pl.Expr:
+    """Dates and times written out (ISO 8601) as seconds; what is none stays for the cleaning to judge."""
+    parsed = text.str.to_datetime(strict=False, time_zone="UTC").dt.epoch("s").cast(pl.String)
+    is_number = text.str.strip_chars().cast(pl.Float64, strict=False).is_not_null()
+    return pl.when(is_number).then(text).otherwise(pl.coalesce(parsed, text))

@@ -1,0 +1,135 @@
+"""What a file inside an artefact may be, checked by its type when it is written and again before it is read.
+
+The digest says that a file is the one that was written; this says that it is harmless and whole, whoever wrote it: only
+formats that hold data and no code, a readable header, no reference to another file, and no NaN or infinity in a weight.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_JSON_BYTES = 64 << 20
+_TEXT = (".txt", ".md", ".html", ".jinja", ".svg")
+_OPAQUE = (".engine", ".model")  # TensorRT plans and sentencepiece vocabularies: only their own library can read them
+# The exponent bits of each floating type: all set in NaN and infinity alone.
+_EXPONENT = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+_SCAN_ELEMENTS = 1 << 22
+
+
+class ContentError(RuntimeError):
+    """A file that is damaged or that an artefact must not hold; the message says which and why."""
+
+
+def check_content(path: Path) -> None:
+    """Raise `ContentError` unless the file at `path` is of an allowed type, readable and free of NaN and infinity."""
+    suffix = path.suffix
+    if suffix in _CHECKS:
+        try:
+            _CHECKS[suffix](path)
+        except ContentError:
+            raise
+        except Exception as error:  # each library has its own; all mean that the file cannot be read
+            raise ContentError(f"{path} is not a readable {suffix} file ({_first_line(error)})") from None
+    elif suffix not in _TEXT + _OPAQUE:
+        allowed = ", ".join(sorted([*_CHECKS, *_TEXT, *_OPAQUE]))
+        raise ContentError(
+            f"{path}: artefacts hold no {suffix or 'nameless'} files (allowed: {allowed}; a pickle is never written or read)"
+        )
+
+
+def parse_json(text: str | bytes, what: Any) -> Any:
+    """JSON as the standard has it (no NaN, no infinity), of bounded size and depth."""
+    if len(text) > MAX_JSON_BYTES:
+        raise ContentError(f"{what} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ContentError(f"{what} is not valid JSON ({_first_line(error)})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_json(path: Path) -> None:
+    parse_json(path.read_bytes(), path)
+
+
+def _check_parquet(path: Path) -> None:
+    import polars as pl
+
+    pl.scan_parquet(path).collect_schema()
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, "np"):  # the library checks header, offsets and overlaps
+        pass
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        header_bytes = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + header_bytes])
+        for name, tensor in header.items():
+            if name != "__metadata__" and tensor["dtype"] in _EXPONENT:
+                start, stop = (8 + header_bytes + offset for offset in tensor["data_offsets"])
+                _check_finite(content, start, stop, tensor["dtype"], f"{path}: tensor {name!r}")
+
+
+def _check_finite(content: Any, start: int, stop: int, dtype: str, what: str) -> None:
+    kind, mask = _EXPONENT[dtype]
+    size = np.dtype(kind).itemsize
+    for first in range(start, stop, _SCAN_ELEMENTS * size):
+        count = (min(first + _SCAN_ELEMENTS * size, stop) - first) // size
+        bits = np.frombuffer(content[first : first + count * size], kind)
+        if ((bits & kind(mask)) == mask).any():
+            raise ContentError(f"{what} holds NaN or infinity; the training that made it went wrong, or the file was changed")
+
+
+def _check_onnx(path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path, load_external_data=False)
+    for tensor in _onnx_tensors(model.graph):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ContentError(f"{path}: tensor {tensor.name!r} refers to another file; the graph must hold all its weights")
+    onnx.checker.check_model(model)
+    for tensor in _onnx_tensors(model.graph):
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+            values = numpy_helper.to_array(tensor)
+            # Minus infinity is a constant of many graphs (masks); in a weight, which is never a scalar, nothing infinite is.
+            if np.isnan(values).any() or (values.size > 1 and np.isinf(values).any()):
+                raise ContentError(f"{path}: tensor {tensor.name!r} holds NaN or infinity")
+
+
+def _onnx_tensors(graph: Any) -> Any:
+    """Every tensor of a graph: initializers, constants and those of sub-graphs."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _onnx_tensors(attribute.g)
+            for inner in attribute.graphs:
+                yield from _onnx_tensors(inner)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+_CHECKS = {".safetensors": _check_safetensors, ".onnx": _check_onnx, ".parquet": _check_parquet, ".json": _check_json}

@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format peer-gptq clean
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ check: $(VENV)/.dev ## format, lint and types
 format: $(VENV)/.dev ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+torture: $(VENV)/.dev ## kill, damage and feed nonsense to every stage, for hours (docs/results/torture.json)
+	$(BIN)/python tools/torture.py
 
 $(VENV)-peers/.installed: tools/peers.txt pyproject.toml constraints.txt tools/install.sh
 	PYTHON=$(PYTHON) tools/install.sh $(VENV)-peers

@@ -254,22 +254,21 @@ def make(
         "seed": seed,
         "inputs": {name: artifact.digest for name, artifact in inputs.items()},
     }
+    partial, busy = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.lock"
+    if not remake and not partial.exists() and not busy.exists() and (found := _reused(out, key)):
+        return found  # without a lock, so that a folder that may only be read serves as well
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
-    with lock(out.parent / f".{out.name}.lock"):
+    with lock(busy):
         _recover(partial, out)
-        if out.exists() and not remake:
-            difference = _difference(out, key)
-            if difference is None:
-                if partial.exists():
-                    shutil.rmtree(partial)
-                console.say(f"reusing {out}")
-                return load(out, kind)
-            if not overwrite:
-                raise ArtifactError(
-                    f"{out} was made differently ({difference}); pass --overwrite (OVERWRITE=1 with make) to replace it, or "
-                    "choose another --runs folder"
-                )
+        if not remake and (found := _reused(out, key)):
+            if partial.exists():
+                shutil.rmtree(partial)
+            return found
+        if not remake and not overwrite and out.exists():
+            raise ArtifactError(
+                f"{out} was made differently ({_difference(out, key)}); pass --overwrite (OVERWRITE=1 with make) to replace "
+                "it, or choose another --runs folder"
+            )
         console.say(f"making {out}")
         started = time.perf_counter()
         draft = _begin(partial, key)
@@ -279,6 +278,14 @@ def make(
         _put_in_place(partial, out)
         console.say(f"made {out} in {draft.metrics['build_s']:.1f} s")
         return load(out, kind)
+
+
+def _reused(out: Path, key: Mapping[str, Any]) -> Artifact | None:
+    """The artefact at `out` if `key` made it."""
+    if not out.exists() or _difference(out, key) is not None:
+        return None
+    console.say(f"reusing {out}")
+    return load(out)
 
 
 def _begin(partial: Path, key: Mapping[str, Any]) -> Draft:

@@ -15,6 +15,12 @@ def say(message: str) -> None:
     print(f"[recdistill] {message}", file=sys.stderr, flush=True)
 
 
+def one_line(text: str, limit: int = 600) -> str:
+    """What a stranger's file says, fit to be shown: one line, no control characters, not endless."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:limit])
+    return shown + " …" * (len(text) > limit)
+
+
 def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """A progress bar; where no terminal shows it, at most a line every 15 s."""
     from tqdm import tqdm

@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from foundation import console
 from foundation.artifact import Artifact, Draft, opens
 
 INTERACTIONS, ITEMS, QUARANTINE = "interactions.parquet", "items.parquet", "quarantine.parquet"
@@ -56,6 +57,9 @@ _BAD = "__bad__"
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file, what is wrong and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(console.one_line(message))
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,9 @@ def _check_columns(found: list[str], known: list[str], required: tuple[str, ...]
             close = difflib.get_close_matches(column, others, n=1, cutoff=0.5 if column in required else 0.8)
             if column in required:
                 hint = f"; did you mean {others[close[0]]!r}?" if close else ""
-                raise DataError(f"{table} has no column {column!r} (it has: {', '.join(found)}){hint}")
+                raise DataError(
+                    f"{table} has no column {column!r} (it has: {', '.join(name for name in found if name != ROW)}){hint}"
+                )
             if close:
                 raise DataError(
                     f"{table} has a column {others[close[0]]!r}; did you mean {column!r}? Rename the column, or leave it out"

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from foundation.artifact import MANIFEST, Artifact, ArtifactError, Draft, load, make, opens, sha256_file
 from foundation.content import ContentError, check_content
-from tests.faults import forge, killed_before
+from tests.faults import OPERATIONS, forge, killed_before
 
 WEIGHTS = "model.safetensors"
 
@@ -281,6 +281,14 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
     assert (tmp_path / "builds").read_text() == "built\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "builds"]
+
+
+def test_reuse_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a folder of artefacts that may only be read serves as well."""
+    digest = make_one(tmp_path / "a").digest
+    for module, name in OPERATIONS:
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("wrote"))
+    assert make_one(tmp_path / "a").digest == digest
 
 
 def test_a_read_that_fails_names_the_artefact(tmp_path: Path) -> None:

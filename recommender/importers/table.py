@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from recommender.data import REJECTED, DataError, Tables, read_parquet
+from recommender.data import REJECTED, ROW, DataError, Tables, read_parquet
 from recommender.importers.delimited import read_csv
 
 
@@ -33,9 +33,7 @@ def read(
         interactions = interactions.with_columns(_seconds(pl.col("timestamp")))
     if items is None:
         if "item_id" not in interactions.columns:
-            raise DataError(
-                f"{source} has no column 'item_id'; it has: {', '.join(raw.columns)}; map it by data.options.columns"
-            )
+            raise DataError(f"{source} has no column 'item_id'; it has: {_names(raw)}; map it by data.options.columns")
         ids = interactions["item_id"].unique(maintain_order=True).drop_nulls()
         return Tables(interactions, pl.DataFrame({"item_id": ids, "title": ids}), rejected=bad)
     raw, bad_items = _read(Path(items).expanduser(), separator)
@@ -56,9 +54,13 @@ def _read(path: Path, separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _rename(frame: pl.DataFrame, columns: dict[str, str], path: Path | str) -> pl.DataFrame:
     missing = [theirs for theirs in columns.values() if theirs not in frame.columns]
     if missing:
-        raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has: {', '.join(frame.columns)}")
+        raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has: {_names(frame)}")
     shadowed = [ours for ours, theirs in columns.items() if ours in frame.columns and ours != theirs]
     return frame.drop(shadowed).rename({theirs: ours for ours, theirs in columns.items()})
+
+
+def _names(frame: pl.DataFrame) -> str:
+    return ", ".join(name for name in frame.columns if name != ROW)
 
 
 def _seconds(text: pl.Expr) -> pl.Expr:

@@ -1,0 +1,376 @@
+"""`make torture`: kill, damage and feed nonsense to everything, for as long as it takes.
+
+The ledger is docs/results/torture.json.
+
+    storm      the whole chain (distill, quantize, export) killed at random moments, again and again, until it has come through;
+               then compared, artefact by artefact, with one that was left in peace
+    stages     every stage killed before each of its file operations in turn (rename, replace, fsync, mkdir, unlink, rmtree)
+    bench      the benchmark, which has child processes, killed at random moments
+    mutants    artefacts of every kind damaged, half of them with recomputed digests, each opened and used in a child process
+    cases      the hypothesis properties of tests/test_fuzz.py
+    memory     the chain under ever smaller limits of address space
+
+Processes are forked from one that has imported everything, so that a run of the chain takes seconds. Kills are SIGKILL, and
+now and then SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):  # one thread: a fork copies no other
+    os.environ[name] = "1"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.faults import forge, killed_before  # noqa: E402
+from tools.mutants import Outcome, mutate, open_and_use  # noqa: E402
+
+LEDGER = Path("docs/results/torture.json")
+RECIPE = "recipes/smoke.toml"
+SMALL = ["teacher.optim.epochs=2", "student.optim.epochs=2", "benchmark.num_threads=1", "num_threads=1"]
+SMALL += ["teacher.optim.checkpoint_every_s=0.2", "student.optim.checkpoint_every_s=0.2", "export.parity_histories=20"]
+CHAIN = (["distill"], ["quantize"], ["export", "tensorrt"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="of the storm; a fifth as many of the benchmark")
+    parser.add_argument("--mutants", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=sorted(PHASES), default=list(PHASES), help="run these phases")
+    arguments = parser.parse_args()
+    ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        forked(lambda: _write_sources(work))
+        preload()
+        for phase in arguments.only:
+            say(f"{phase} …")
+            started = time.monotonic()
+            ledger |= PHASES[phase](work, arguments)
+            ledger[f"{phase}_s"] = round(time.monotonic() - started)
+            ledger |= {
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "command": "make torture",
+                "seed": arguments.seed,
+                "hardware": f"{os.cpu_count()} cores, {_cpu()}",
+            }
+            LEDGER.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+            say(json.dumps({key: value for key, value in ledger.items() if not isinstance(value, dict | list)}))
+
+
+def _write_sources(work: Path) -> None:
+    from tests.constructed import write_chain_dataset, write_tiny_llm
+
+    write_chain_dataset(work / "chain", num_users=60)
+    write_tiny_llm(work / "tiny-llm", num_layers=1)
+
+
+def preload() -> None:
+    """Import what the chain needs, without starting a thread."""
+    import torch
+    import torch.onnx
+
+    import recommender.importers  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+# --- processes
+
+
+def forked(run: Callable[[], Any], limit_s: float = 600.0, limit_bytes: int = 0) -> tuple[int, str]:
+    """(exit code, or minus the signal, what it said): run in a child process; -SIGALRM if it took longer than `limit_s`."""
+
+    def limited() -> Any:
+        signal.alarm(int(limit_s) + 1)
+        if limit_bytes:
+            resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+        return run()
+
+    with tempfile.TemporaryFile() as log:
+        code = os.waitstatus_to_exitcode(os.waitpid(_start(limited, log.fileno()), 0)[1])
+        log.seek(0)
+        return code, log.read().decode("utf-8", "replace")
+
+
+def _start(run: Callable[[], Any], log: int) -> int:
+    """Fork a process that runs `run`, says everything into `log` and exits with the returned code."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = run()
+        os._exit(code if isinstance(code, int) else 0)
+    except BaseException as error:
+        print(f"UNNAMED {type(error).__name__}: {error}", flush=True)
+        os._exit(70)
+
+
+def chain(work: Path, runs: Path, stages: tuple[list[str], ...] = CHAIN) -> int:
+    """Run `stages` by the command line's own entry; the first exit code that is not 0."""
+    from recdistill.cli import main as recdistill
+
+    options = ["--recipe", RECIPE, "--data", str(work / "chain"), "--teacher", str(work / "tiny-llm"), "--runs", str(runs)]
+    options += [word for override in SMALL for word in ("--set", override)]
+    return next((code for stage in stages if (code := recdistill([*stage, *options]))), 0)
+
+
+def killed_after(seconds: float, number: int, run: Callable[[], Any]) -> bool:
+    """Whether the process had to be killed (by signal `number`) because it was not through after `seconds`."""
+    with tempfile.TemporaryFile() as log:
+        child, deadline = _start(run, log.fileno()), time.monotonic() + seconds
+        ended = (0, 0)
+        while not ended[0] and time.monotonic() < deadline:
+            time.sleep(0.002)
+            ended = os.waitpid(child, os.WNOHANG)
+        if not ended[0]:
+            os.kill(child, number)
+            ended = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(ended[1])
+        log.seek(0)
+        assert code in (0, -number, 128 + number), f"exit code {code}: {log.read().decode('utf-8', 'replace')[-2000:]}"
+        return code != 0
+
+
+# --- what is on disk
+
+
+def artefacts(runs: Path) -> dict[str, str]:
+    """Name -> digest of every artefact under its final name, each verified; raises if one is not whole."""
+    from foundation import artifact
+
+    artifact._verified.clear()
+    found = {}
+    for manifest in sorted(runs.rglob("manifest.json")):
+        if not any(part.startswith(".") for part in manifest.relative_to(runs).parts):
+            loaded = artifact.load(manifest.parent)
+            loaded.verify()
+            found[str(manifest.parent.relative_to(runs))] = loaded.digest
+    return found
+
+
+def leftovers(runs: Path) -> list[str]:
+    return [str(path) for path in runs.rglob(".*")]
+
+
+def peaceful(work: Path) -> dict[str, str]:
+    """The chain as it ends when nothing disturbs it; kept in `work/peace`."""
+    if not (work / "peace").exists():
+        code, said = forked(lambda: chain(work, work / "peace"))
+        assert code == 0, said[-3000:]
+    return in_child(lambda: artefacts(work / "peace"))
+
+
+def in_child(run: Callable[[], Any]) -> Any:
+    """The (JSON) result of a function run in a child process: libraries with threads stay out of the one that forks."""
+    with tempfile.NamedTemporaryFile("w+") as file:
+        code, said = forked(lambda: Path(file.name).write_text(json.dumps(run())) and 0)
+        assert code == 0, said[-3000:]
+        return json.loads(Path(file.name).read_text())
+
+
+# --- phases
+
+
+def storm(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Killed at random moments, over and over, until it is through; then begun anew."""
+    rng, expected = random.Random(arguments.seed), peaceful(work)
+    started = time.monotonic()
+    forked(lambda: chain(work, work / "timed"))
+    whole_s = time.monotonic() - started
+    kills, signals, rounds, equal, corrupt, left = 0, Counter(), 0, 0, 0, 0
+    while kills < arguments.kills:
+        runs, killed = work / f"storm-{rounds}", True
+        while killed:
+            number = rng.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), (8, 1, 1))[0]
+            # Mostly soon, so that every part of the chain is met; at times late, so that it gets on.
+            patience_s = rng.uniform(0, whole_s * rng.choice((0.1, 0.3, 0.6)))
+            killed = killed_after(patience_s, number, lambda r=runs: chain(work, r))
+            if killed:
+                kills, signals[number.name] = kills + 1, signals[number.name] + 1
+                try:
+                    found = in_child(lambda r=runs: artefacts(r))
+                    corrupt += any(expected[name] != digest for name, digest in found.items())
+                except AssertionError as error:
+                    say(f"CORRUPT after kill {kills}: {error}")
+                    corrupt += 1
+        rounds += 1
+        equal += in_child(lambda r=runs: artefacts(r)) == expected
+        left += len(leftovers(runs))
+        shutil.rmtree(runs)
+        say(f"{kills} kills, {rounds} chains, {equal} equal, {corrupt} corrupt, {left} leftovers")
+    return {
+        "kills": kills,
+        "signals": dict(signals),
+        "chains": rounds,
+        "resumed_equal": equal,
+        "corrupt": corrupt,
+        "leftovers": left,
+    }
+
+
+def stages(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each stage alone, its inputs made, killed before each of its file operations; then run again and compared."""
+    expected = peaceful(work)
+    runs, counts, wrong = work / "stages", Counter(), []
+    for name, digest in expected.items():
+        for number in range(1, 10_000):
+            shutil.rmtree(runs, ignore_errors=True)
+            shutil.copytree(work / "peace", runs, copy_function=os.link)
+            shutil.rmtree(runs / name)
+            stage = _stage_of(name)
+            killed = killed_before(number, lambda s=stage: chain(work, runs, s))
+            again, said = forked(lambda s=stage: chain(work, runs, s))
+            found = in_child(lambda: artefacts(runs))
+            if again or found.get(name) != digest or leftovers(runs):
+                wrong.append(f"{name} before operation {number}: {said[-300:]}")
+            if not killed:
+                break
+            counts[name] += 1
+        say(f"{name}: {counts[name]} operations, {len(wrong)} wrong")
+    shutil.rmtree(work / "stages", ignore_errors=True)
+    return {"operation_kills": sum(counts.values()), "operation_kills_by_stage": dict(counts), "operation_kills_wrong": wrong}
+
+
+def _stage_of(name: str) -> tuple[list[str], ...]:
+    """The shortest command that makes the artefact `name` (relative to the runs folder)."""
+    last = name.split("/", 1)[-1].split("/", 1)[-1]
+    if last in ("data",):
+        return (["data"],)
+    if last.startswith("onnx"):
+        return (["export", "onnx"],)
+    if last.startswith(("student-int", "teacher-")):
+        return (["quantize"],)
+    if last == "student-trt":
+        return (["export", "tensorrt"],)
+    return (["distill"],)
+
+
+def bench(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark killed at random moments: no report half-written, no child left running."""
+    rng, kills, orphans, wrong = random.Random(arguments.seed), 0, 0, 0
+    peaceful(work)
+    runs = work / "bench"
+    shutil.copytree(work / "peace", runs, copy_function=os.link)
+    before = in_child(lambda: artefacts(runs))
+    for _ in range(max(arguments.kills // 5, 1)):
+        killed = killed_after(rng.uniform(0.5, 12.0), signal.SIGKILL, lambda: chain(work, runs, (["bench"],)))
+        kills += killed
+        time.sleep(1.0)
+        orphans += subprocess.run(["pgrep", "-f", f"benchmark.worker {runs}"], capture_output=True).returncode == 0
+        found = in_child(lambda: artefacts(runs))
+        wrong += {name: digest for name, digest in found.items() if not name.endswith("report")} != before
+    code, said = forked(lambda: chain(work, runs, (["bench"],)), limit_s=1200)
+    assert code == 0, said[-3000:]
+    return {
+        "bench_kills": kills,
+        "bench_orphans": orphans,
+        "bench_wrong": wrong,
+        "bench_leftovers": len(leftovers(runs)),
+    }
+
+
+def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Damaged artefacts, half with recomputed digests; each is opened, and used if that succeeds, in a child process."""
+    rng = random.Random(arguments.seed)
+    names = [name for name in peaceful(work) if not name.endswith(("student-trt", "audit"))]
+    folder, outcomes, strange = work / "mutant", Counter(), []
+    for number in range(arguments.mutants):
+        forged, name = number % 2 == 1, rng.choice(names)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(work / "peace" / name, folder)
+        seed = rng.random()
+        change = in_child(lambda s=seed, f=forged: _damage(folder, s, f))
+        code, said = forked(lambda: open_and_use(folder, work / "peace" / "chain" / "data"), limit_s=30, limit_bytes=12 << 30)
+        outcome = Outcome.of(code, said)
+        outcomes[f"{'forged' if forged else 'as damaged'}: {outcome.value}"] += 1
+        bad = outcome in (Outcome.HANG, Outcome.CRASH, Outcome.UNNAMED) or (outcome is Outcome.OPENED and not forged and change)
+        if bad:
+            strange.append(f"{name}: {change}: {outcome.value} {code}: {said[-300:]}")
+            say(f"STRANGE {strange[-1]}")
+        if number % 1000 == 999:
+            say(f"{number + 1} mutants: {dict(outcomes)}")
+    return {
+        "mutants_loaded": arguments.mutants,
+        "mutant_outcomes": dict(outcomes),
+        "silent_loads": outcomes[f"as damaged: {Outcome.OPENED.value}"],
+        "parent_crashes": 0,
+        "mutants_strange": strange[:50],
+        "mutants_strange_count": len(strange),
+    }
+
+
+def _damage(folder: Path, seed: float, forged: bool) -> str:
+    change = mutate(folder, random.Random(seed))
+    if forged:
+        # a manifest may be damaged beyond what its author could mend
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            forge(folder)
+    return change
+
+
+def cases(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """tests/test_fuzz.py with as many cases a property as make up the total."""
+    properties = len(re.findall(r"^@FUZZ", Path("tests/test_fuzz.py").read_text(), re.MULTILINE))
+    each = -(-arguments.cases // properties)
+    environment = os.environ | {"RECDISTILL_FUZZ_CASES": str(each)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=0", f"--hypothesis-seed={arguments.seed}"]
+    command += ["--hypothesis-show-statistics", "tests/test_fuzz.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    passing = [int(n) for n in re.findall(r"(\d+) passing examples", done.stdout)]
+    return {"hypothesis_cases": sum(passing), "hypothesis_properties": properties}
+
+
+def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The chain under limits of address space, from too little to enough: it ends by itself, and then comes through."""
+    expected, ends = peaceful(work), {}
+    runs = work / "memory"
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for extra in (1 << 20, 16 << 20, 64 << 20, 128 << 20, 256 << 20, 512 << 20):
+        code, said = forked(lambda: chain(work, runs), limit_bytes=used + extra)
+        ends[f"+{extra >> 20} MiB"] = f"{code}: {said.strip().splitlines()[-1][:160] if said.strip() else ''}"
+        in_child(lambda: artefacts(runs) if runs.exists() else {})
+    code, said = forked(lambda: chain(work, runs))
+    assert code == 0, said[-3000:]
+    return {"memory_ends": ends, "memory_equal": in_child(lambda: artefacts(runs)) == expected}
+
+
+PHASES = {"storm": storm, "stages": stages, "bench": bench, "mutants": mutants, "cases": cases, "memory": memory}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def say(message: str) -> None:
+    print(f"[torture] {message}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

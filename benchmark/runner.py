@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.config import BenchmarkSection
-from benchmark.worker import Job
+from benchmark.worker import WATCH, Job
 from foundation import console
 
 Results = dict[str, list[dict[str, Any]]]
@@ -35,7 +35,7 @@ def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, 
     timeout_s = section.timeout_s + (section.accuracy_timeout_s if job.data else 0)
     threads = str(section.num_threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file)]
+    command = [sys.executable, "-m", "benchmark.worker", str(job_file), str(result_file), WATCH]
     held, keep = os.pipe()
     try:
         done = subprocess.run(command, env=environment, stdin=held, capture_output=True, text=True, timeout=timeout_s)

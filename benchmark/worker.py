@@ -22,6 +22,8 @@ from benchmark.variants import Opened, open_full_depth, open_variant
 from foundation.artifact import load
 from recommender.ranking import Recommender
 
+WATCH = "--end-with-parent"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -138,7 +140,8 @@ def _end_with_the_parent() -> None:
 
 
 def main() -> None:
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    if WATCH in sys.argv:
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
     job_file, result_file = Path(sys.argv[1]), Path(sys.argv[2])
     result_file.write_text(json.dumps(run_job(Job(**json.loads(job_file.read_text())))))
 

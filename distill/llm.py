@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from foundation import console, fetch
 from foundation.artifact import Artifact, ArtifactError, Draft, opens, sha256_file
-from foundation.content import check_content, parse_json
+from foundation.content import ContentError, check_content, read_json
 
 _SOURCE = "source.json"
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -69,10 +69,14 @@ def llm_folder(llm: Artifact) -> Path:
         return llm.folder("weights")
     folder, files = Path(source["folder"]), source["files"]
     if llm.digest not in _verified:
+        if "config.json" not in files or (folder / "adapter_config.json").exists():
+            raise ArtifactError(
+                f"{llm.path} refers to {folder}, which is not the model folder it was made from; delete {llm.path}"
+            )
         for name, expected in files.items():
             if not (folder / name).is_file() or sha256_file(folder / name) != expected:
                 raise ArtifactError(
-                    f"{folder / name} is gone or has changed since {llm.path} was made; run again with --overwrite"
+                    f"{folder / name} is gone or has changed since {llm.path} was made; delete {llm.path} and run again"
                 )
             check_content(folder / name)
         _verified.add(llm.digest)
@@ -82,6 +86,7 @@ def llm_folder(llm: Artifact) -> Path:
 _verified: set[str] = set()
 
 
+@opens
 def load_tokenizer(llm: Artifact) -> Any:
     """The tokenizer, with a padding token."""
     tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm))
@@ -93,15 +98,24 @@ def load_tokenizer(llm: Artifact) -> Any:
 
 def load_body(llm: Artifact, num_layers: int = 0, **kwargs: Any) -> PreTrainedModel:
     """The LLM without its language-model head, causal, cut to its first `num_layers` layers (0 = all)."""
-    folder = llm_folder(llm)
-    config = causal_config(read_config(folder), num_layers)
-    return read_body(folder, config=config, dtype=kwargs.pop("dtype", torch.float32), **kwargs)
+    config = causal_config(read_config(llm_folder(llm)), num_layers)
+    return _open_body(llm, config=config, **{"dtype": torch.float32, **kwargs})
+
+
+@opens
+def _open_body(llm: Artifact, **kwargs: Any) -> PreTrainedModel:
+    return read_body(llm_folder(llm), **kwargs)
 
 
 def read_config(folder: Path) -> Any:
     """The configuration of a model folder, refused if it asks for code or for sizes no machine has."""
-    fields = parse_json((folder / "config.json").read_bytes(), folder / "config.json")
-    if not isinstance(fields, dict) or "auto_map" in fields:
+    try:
+        fields = read_json(folder / "config.json")
+    except ContentError as error:
+        raise TeacherError(str(error)) from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("quantization_config") or {}, dict):
+        raise TeacherError(f"{folder / 'config.json'} is no model configuration")
+    if "auto_map" in fields:
         raise TeacherError(
             f"{folder / 'config.json'} asks for code of its own (auto_map); only transformers' own models are read"
         )
@@ -111,7 +125,10 @@ def read_config(folder: Path) -> Any:
     for name, value in fields.items():
         if isinstance(value, int) and abs(value) > _MAX_CONFIG.get(name, 1 << 40):
             raise TeacherError(f"{folder / 'config.json'}: {name} = {value} is larger than {_MAX_CONFIG.get(name, 1 << 40)}")
-    return AutoConfig.from_pretrained(folder)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises many unrelated types for fields that do not fit
+        raise TeacherError(f"{folder / 'config.json'} is no model configuration ({error})") from None
 
 
 _MAX_CONFIG = {

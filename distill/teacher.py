@@ -122,6 +122,7 @@ def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> 
     return Teacher(body, torch.from_numpy(text_IZ), section, token_rms).to(device())
 
 
+@opens
 def full_depth_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
     """The same model with every layer of the LLM and random weights: for speed and parameter counts only."""
     config = causal_config(read_config(llm_folder(llm)), 0)

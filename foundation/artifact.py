@@ -13,7 +13,6 @@ making the same artefact at once; the kernel releases it whatever ends the proce
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import functools
 import hashlib
@@ -32,7 +31,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from foundation import console
-from foundation.content import ContentError, check_content, parse_json
+from foundation.content import ContentError, check_content, is_library_error, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -66,7 +65,7 @@ class _Stable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,100}$")]
     schema_version: Literal[1]
     recipe: dict[str, Any]
     seed: int | None
@@ -125,7 +124,7 @@ class Artifact:
         if (str(path), expected) not in _verified:
             if not path.is_file() or any(part.is_symlink() for part in _between(self.path, path)):
                 raise ArtifactError(f"{path} is missing or not a plain file; delete {self.path} and make it again")
-            if sha256_file(path) != expected:
+            if path.stat().st_size != self.manifest["files"][name]["bytes"] or sha256_file(path) != expected:
                 raise ArtifactError(f"{path} does not match its manifest (sha256); delete {self.path} and make it again")
             try:
                 if not self.content_known:
@@ -168,19 +167,26 @@ def opens(function: Callable[Concatenate[Artifact, P], T]) -> Callable[Concatena
     def reading(artifact: Artifact, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(artifact, *args, **kwargs)
-        except (ArtifactError, Unavailable, MemoryError):
+        except (ArtifactError, Unavailable):
             raise
-        except OSError as error:
-            if error.errno in (errno.ENOMEM, errno.EACCES, errno.EMFILE):
+        except BaseException as error:
+            if not is_library_error(error) or is_machine_error(error):
                 raise
-            raise _unreadable(artifact, error) from error
-        except Exception as error:
             raise _unreadable(artifact, error) from error
 
     return reading
 
 
-def _unreadable(artifact: Artifact, error: Exception) -> ArtifactError:
+def is_machine_error(error: BaseException) -> bool:
+    """Whether the machine is what is lacking (memory, disk, a library, a permission), and no file is at fault."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return error.errno is not None
+    text = str(error)
+    lacks_memory = "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError | ImportError) or lacks_memory or "No space left on device" in text
+
+
+def _unreadable(artifact: Artifact, error: BaseException) -> ArtifactError:
     reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
     return ArtifactError(
         f"{artifact.path} cannot be read as {artifact.kind!r} ({type(error).__name__}: {reason}); delete it and make it again"
@@ -222,10 +228,10 @@ def load(path: Path | str, kind: str | None = None, verified_digest: str = "") -
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} is not an artefact (no {MANIFEST}); make it first, or check the path")
     try:
-        manifest = parse_json((path / MANIFEST).read_bytes(), path / MANIFEST)
-    except ContentError as error:
+        manifest = read_json(path / MANIFEST)
+        _check_manifest(path, manifest)
+    except (ContentError, RecursionError) as error:
         raise ArtifactError(f"{error}; delete {path} and make it again") from None
-    _check_manifest(path, manifest)
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{path} is a {manifest['kind']!r} artefact, a {kind!r} one is needed here")
     artifact = Artifact(path, manifest)
@@ -293,8 +299,9 @@ def _begin(partial: Path, key: Mapping[str, Any]) -> Draft:
     key_file = partial / _KEY
     if partial.exists() and (not key_file.is_file() or key_file.read_bytes() != _canonical(key)):
         shutil.rmtree(partial)
-    if (partial / "artifact").exists():
-        shutil.rmtree(partial / "artifact")
+    for name in ("artifact", "old"):  # of `old`, `_recover` has brought back what was needed
+        if (partial / name).exists():
+            shutil.rmtree(partial / name)
     partial.mkdir(exist_ok=True)
     write_atomically(key_file, _canonical(key))
     return Draft(partial)

@@ -7,6 +7,7 @@ formats that hold data and no code, a readable header, no reference to another f
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _EXPONENT = {
     "F32": (np.uint32, 0x7F80_0000),
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
+    "F8_E5M2": (np.uint8, 0x7C),
 }
 _SCAN_ELEMENTS = 1 << 22
 
@@ -38,7 +40,9 @@ def check_content(path: Path) -> None:
             _CHECKS[suffix](path)
         except ContentError:
             raise
-        except Exception as error:  # each library has its own; all mean that the file cannot be read
+        except BaseException as error:  # each library has its own; all mean that the file cannot be read
+            if not is_library_error(error):
+                raise
             raise ContentError(f"{path} is not a readable {suffix} file ({_first_line(error)})") from None
     elif suffix not in _TEXT + _OPAQUE:
         allowed = ", ".join(sorted([*_CHECKS, *_TEXT, *_OPAQUE]))
@@ -47,22 +51,26 @@ def check_content(path: Path) -> None:
         )
 
 
-def parse_json(text: str | bytes, what: Any) -> Any:
+def is_library_error(error: BaseException) -> bool:
+    """Whether a library failed, by exception or by a panic of its Rust code, which pyo3 raises outside of `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def read_json(path: Path) -> Any:
     """JSON as the standard has it (no NaN, no infinity), of bounded size and depth."""
-    if len(text) > MAX_JSON_BYTES:
-        raise ContentError(f"{what} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ContentError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ContentError(f"{what} is not valid JSON ({_first_line(error)})") from None
+        raise ContentError(f"{path} is not valid JSON ({_first_line(error)})") from None
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_json(path: Path) -> None:
-    parse_json(path.read_bytes(), path)
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _check_parquet(path: Path) -> None:
@@ -97,16 +105,19 @@ def _check_finite(content: Any, start: int, stop: int, dtype: str, what: str) ->
 
 def _check_onnx(path: Path) -> None:
     import onnx
+    from onnx import TensorProto as TP
     from onnx import numpy_helper
 
     model = onnx.load(path, load_external_data=False)
+    if model.functions:
+        raise ContentError(f"{path} holds functions of its own; a graph of plain operators is needed")
     for tensor in _onnx_tensors(model.graph):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ContentError(f"{path}: tensor {tensor.name!r} refers to another file; the graph must hold all its weights")
     onnx.checker.check_model(model)
     for tensor in _onnx_tensors(model.graph):
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
-            values = numpy_helper.to_array(tensor)
+        if tensor.data_type in (TP.FLOAT, TP.DOUBLE, TP.FLOAT16, TP.BFLOAT16):
+            values = numpy_helper.to_array(tensor).astype(np.float64)
             # Minus infinity is a constant of many graphs (masks); in a weight, which is never a scalar, nothing infinite is.
             if np.isnan(values).any() or (values.size > 1 and np.isinf(values).any()):
                 raise ContentError(f"{path}: tensor {tensor.name!r} holds NaN or infinity")
@@ -122,6 +133,10 @@ def _onnx_tensors(graph: Any) -> Any:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in (*attribute.sparse_tensors, attribute.sparse_tensor):
+                yield from (sparse.values, sparse.indices)
+            if not all(math.isfinite(value) or value == -math.inf for value in (attribute.f, *attribute.floats)):
+                raise ContentError(f"attribute {attribute.name!r} of node {node.name!r} holds NaN or infinity")
             if attribute.HasField("g"):
                 yield from _onnx_tensors(attribute.g)
             for inner in attribute.graphs:
@@ -132,4 +147,4 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-_CHECKS = {".safetensors": _check_safetensors, ".onnx": _check_onnx, ".parquet": _check_parquet, ".json": _check_json}
+_CHECKS = {".safetensors": _check_safetensors, ".onnx": _check_onnx, ".parquet": _check_parquet, ".json": read_json}

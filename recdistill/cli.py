@@ -97,7 +97,7 @@ def _terminate(number: int, frame: Any) -> None:
 def _reason(error: Exception) -> str | None:
     """What the machine lacks, in one line; None for what can only be a mistake of ours."""
     text = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "CUDA out of memory" in text:
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({text.splitlines()[0] if text else 'no details'}); lower a batch_size, then {_GO_ON}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         return f"the disk is full ({text}); free some space, then {_GO_ON}"
@@ -218,17 +218,23 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     artifact = load(arguments.artifact)
     artifact.verify()
     print(f"{artifact.path}: {_described(artifact.digest, artifact.manifest)}")
-    for line in _provenance(artifact.manifest["inputs"], artifact.ancestors):
+    for line in _provenance(artifact.manifest["inputs"], artifact.ancestors, set()):
         print(line)
     return {"stage": "inspect", "path": str(artifact.path), "digest": artifact.digest, "whole": True, **artifact.manifest}
 
 
-def _provenance(inputs: Mapping[str, str], ancestors: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """What it was made from, what that was made from, and so on to the first."""
+def _provenance(inputs: Mapping[str, str], ancestors: Mapping[str, Any], shown: set[str], indent: str = "") -> Iterator[str]:
+    """What it was made from, what that was made from, and so on to the first; each is unfolded once."""
     for number, (name, digest) in enumerate(sorted(inputs.items()), 1):
         last = number == len(inputs)
-        yield f"{indent}{'└─' if last else '├─'} {name}: {_described(digest, ancestors[digest])}"
-        yield from _provenance(ancestors[digest]["inputs"], ancestors, indent + ("   " if last else "│  "))
+        above = digest in shown and ancestors[digest]["inputs"]
+        line = (
+            f"{indent}{'└─' if last else '├─'} {name}: {_described(digest, ancestors[digest])}{' (see above)' if above else ''}"
+        )
+        yield console.one_line(line)
+        if digest not in shown:
+            shown.add(digest)
+            yield from _provenance(ancestors[digest]["inputs"], ancestors, shown, indent + ("   " if last else "│  "))
 
 
 def _described(digest: str, entry: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 _ENTITY = r"&(#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);"
 _YEAR_9999 = 253_402_300_799
 _BAD = "__bad__"
+_COMPLETE = ("user_id", "item_id", "timestamp", "title")
 
 
 class DataError(ValueError):
@@ -153,6 +154,9 @@ def load_dataset(artifact: Artifact) -> Dataset:
     for frame, columns in ((interactions, _INTERACTION_COLUMNS), (items, ITEM_COLUMNS)):
         if wrong := [name for name, dtype in frame.schema.items() if columns.get(name) != dtype]:
             raise DataError(f"column {wrong[0]!r} is not as the import leaves it")
+        for name in _COMPLETE:
+            if name in columns and (name not in frame.columns or (name != "timestamp" and frame[name].null_count())):
+                raise DataError(f"column {name!r} is missing, or empty in a row")
     if items["item_id"].is_duplicated().any() or not interactions["item_id"].is_in(items["item_id"].implode()).all():
         raise DataError("the catalogue names an item twice, or misses one that was interacted with")
     return Dataset(interactions, items)
@@ -298,7 +302,10 @@ def _listed(rows: pl.DataFrame, table: str) -> pl.DataFrame:
 def _optional_table(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     if missing := [column for column in OPTIONAL_TABLES[name] if column not in frame.columns]:
         raise DataError(f"{name} has no column {missing[0]!r} (it has: {', '.join(frame.columns)})")
-    return frame.with_columns(pl.col(column).cast(pl.String) for column in OPTIONAL_TABLES[name])
+    try:
+        return frame.with_columns(pl.col(column).cast(pl.String) for column in OPTIONAL_TABLES[name])
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{name}: {_first_line(error)}") from None
 
 
 def _reason_counts(bad: pl.DataFrame) -> dict[str, int]:

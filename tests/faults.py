@@ -54,6 +54,8 @@ def _kill_before(number: int) -> None:
 def forge(folder: Path, change: dict[str, Any] | None = None) -> None:
     """Make the manifest match the files in `folder` again, with `change`d fields: what a hostile author would do."""
     path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        return
     manifest = json.loads(path.read_text())
     manifest.pop("manifest_sha256")
     manifest["files"] = {

@@ -150,7 +150,7 @@ def test_bad_manifest_is_refused(tmp_path: Path, field: str, value: object, mess
 def test_not_an_artefact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an artefact"):
         load(tmp_path)
-    for text in ("{", "[]", "[" * 100_000, '{"metrics": NaN}', "\xff"):
+    for text in ("{", "[]", "[" * 100_000, '{"metrics": NaN}', '{"metrics": 1e999}', "\xff"):
         (tmp_path / MANIFEST).write_text(text)
         with pytest.raises(ArtifactError, match=r"not valid JSON|Input should be"):
             load(tmp_path)
@@ -174,6 +174,54 @@ def test_every_ancestor_is_named_to_the_first(tmp_path: Path) -> None:
     forge(third.path, {"ancestors": forged})
     with pytest.raises(ArtifactError, match="does not match its digest"):
         load(third.path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("x"), OSError(28, "full"), RuntimeError("can't allocate memory")])
+def test_a_machine_that_lacks_something_does_not_condemn_the_artefact(tmp_path: Path, error: Exception) -> None:
+    @opens
+    def read(artifact: Artifact) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        read(make_one(tmp_path / "a"))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("remake", [True, False])
+def test_killed_again_and_again_while_replacing(tmp_path: Path, remake: bool) -> None:
+    """What one kill leaves is no obstacle to the next run, wherever it came."""
+    make_one(tmp_path / "a")
+    for number in range(1, 60):
+        recipe = {"size": 1} if remake else {"size": number}
+        killed_before(number, lambda r=recipe: make_one(tmp_path / "a", r, overwrite=True, remake=remake))
+        load(tmp_path / "a") if (tmp_path / "a").exists() else None
+    make_one(tmp_path / "a", {"size": 100}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_onnx_graph_that_reads_another_file_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    def save(node: onnx.NodeProto, **graph: object) -> Path:
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+        made = helper.make_graph([node], "g", [], [output], **graph)  # type: ignore[arg-type]
+        path = tmp_path / "model.onnx"
+        path.write_bytes(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)]).SerializeToString())
+        return path
+
+    external = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    external.ClearField("float_data")
+    external.data_location = TensorProto.EXTERNAL
+    external.external_data.add(key="location", value="/etc/passwd")
+    with pytest.raises(ContentError, match="refers to another file"):
+        check_content(save(helper.make_node("Identity", ["w"], ["y"]), initializer=[external]))
+    with pytest.raises(ContentError, match="refers to another file"):
+        check_content(save(helper.make_node("Constant", [], ["y"], value=external)))
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ContentError, match="NaN or infinity"):
+            check_content(save(helper.make_node("Constant", [], ["y"], value_floats=[broken])))
+    check_content(save(helper.make_node("Constant", [], ["y"], value_floats=[1.0])))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -204,7 +252,8 @@ def test_formats_that_hold_code_are_neither_written_nor_read(tmp_path: Path, nam
         make_one(tmp_path / "a", build=broken)
     artifact = make_one(tmp_path / "b")
     (artifact.path / name).write_bytes(pickle.dumps({}))
-    forge(artifact.path, {"files": {name: {"sha256": sha256_file(artifact.path / name), "bytes": 1}}})
+    path = artifact.path / name
+    forge(artifact.path, {"files": {name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}}})
     with pytest.raises(ArtifactError, match="artefacts hold no"):
         load(artifact.path).file(name)
 
@@ -289,6 +338,24 @@ def test_reuse_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for module, name in OPERATIONS:
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("wrote"))
     assert make_one(tmp_path / "a").digest == digest
+
+
+def test_a_panic_of_a_library_is_an_error_with_a_name(tmp_path: Path) -> None:
+    from polars.exceptions import PanicException
+
+    @opens
+    def read(artifact: Artifact) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    @opens
+    def interrupted(artifact: Artifact) -> None:
+        raise KeyboardInterrupt
+
+    artifact = make_one(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="PanicException"):
+        read(artifact)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(artifact)
 
 
 def test_a_read_that_fails_names_the_artefact(tmp_path: Path) -> None:

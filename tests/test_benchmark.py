@@ -14,7 +14,7 @@ from benchmark.config import BenchmarkSection
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, build_report, comparisons
 from benchmark.runner import failure, measure, round_ratios, run_process
-from benchmark.worker import Job, _offline, _single_stream
+from benchmark.worker import WATCH, Job, _offline, _single_stream
 from foundation.artifact import Artifact, Draft, make
 from recommender.baselines import build_baseline
 from recommender.split import Sequences
@@ -78,7 +78,7 @@ def test_a_worker_ends_with_its_parent(popularity: Artifact, tmp_path: Path) -> 
     job = Job(str(popularity.path), "", section.model_dump(), histories=str(tmp_path / "h.npy"))
     np.save(tmp_path / "h.npy", HISTORIES)
     job.write(tmp_path / "job.json")
-    command = [sys.executable, "-m", "benchmark.worker", str(tmp_path / "job.json"), str(tmp_path / "result.json")]
+    command = [sys.executable, "-m", "benchmark.worker", str(tmp_path / "job.json"), str(tmp_path / "result.json"), WATCH]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE)
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(5)

@@ -80,6 +80,11 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(artifact.path)]) == 0
     *tree, result = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in tree[1:]] == ["├─ data", "└─ mid", "   └─ first"]
+    twice = make(tmp_path / "d", "thing", recipe={}, inputs={"x": artifact, "y": artifact}, build=write)
+    assert main(["inspect", str(twice.path)]) == 0
+    tree_twice = capsys.readouterr().out.splitlines()
+    assert len(tree_twice) == 7
+    assert tree_twice[5].endswith("(see above)")
     assert f"middle {middle.digest[:12]}, seed 3" in tree[2]
     assert json.loads(result)["digest"] == artifact.digest
     (artifact.path / "f.txt").write_text("y")

@@ -141,6 +141,45 @@ def test_table_with_column_mapping(tmp_path: Path) -> None:
     assert loaded.items["categories"].to_list() == [["x", "y"], None]
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-01-02", 1704153600),
+        ("2024-01-02 01:00", 1704157200),
+        ("2024-01-02T00:00:01.5Z", 1704153601),
+        ("1704153600", 1704153600),
+        ("01/02/2020", None),
+        ("2024-01-02T00:00:00+02:00", None),
+        ("2024-13-02", None),
+    ],
+)
+def test_table_times(tmp_path: Path, text: str, seconds: int | None) -> None:
+    (tmp_path / "clicks.csv").write_text(f"user_id,item_id,timestamp\nu,a,{text}\nu,b,7\n")
+    kept = load_dataset(imported(tmp_path, "table", tmp_path / "clicks.csv", threshold=1.0)).interactions["timestamp"]
+    assert kept.to_list() == [7] if seconds is None else [seconds, 7]
+
+
+def test_recbole_lines_of_optional_tables_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\nu\ti1\n")
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\ni1\tA\n")
+    (tmp_path / "x.kg").write_text("head_id:token\trelation_id:token\ttail_id:token\nbroken\tline\n")
+    artifact = imported(tmp_path / "out", "recbole", tmp_path, threshold=1.0)
+    assert quarantine(artifact) == [("x.kg", 1, "", "not 3 cells")]
+    (tmp_path / "y.kg").write_text("")
+    with pytest.raises(DataError, match=r"exactly one \.kg file"):
+        read("recbole", str(tmp_path), {})
+
+
+def test_amazon_rows_that_cannot_be_used_do_not_count_for_the_core(tmp_path: Path) -> None:
+    rows = [{"user_id": f"u{i}", "parent_asin": "B0", "rating": 5, "timestamp": i} for i in range(2)]
+    rows += [{"user_id": None, "parent_asin": "B0", "timestamp": 1}, {"user_id": "\ud800", "parent_asin": "B0", "timestamp": 5}]
+    (tmp_path / "reviews.json").write_text("\n".join(map(json.dumps, rows)))
+    metadata = amazon_metadata(tmp_path, "parent_asin")
+    artifact = imported(tmp_path, "amazon", tmp_path / "reviews.json", {"metadata": metadata, "k_core": 1}, threshold=1.0)
+    assert load_dataset(artifact).interactions["user_id"].to_list() == ["u0", "u1", "?"]
+    assert quarantine(artifact) == [("interactions.parquet", 3, " B0", "user_id is missing")]
+
+
 def test_table_without_items_and_mistakes(tmp_path: Path) -> None:
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,b\nu,a\n")
     assert read("table", str(tmp_path / "clicks.csv"), {}).items["title"].to_list() == ["b", "a"]
@@ -150,6 +189,9 @@ def test_table_without_items_and_mistakes(tmp_path: Path) -> None:
         read("table", str(tmp_path / "clicks.csv"), {"columns": {"item_id": "sku"}})
     with pytest.raises(DataError, match="colunms"):
         read("table", str(tmp_path / "clicks.csv"), {"colunms": {}})
+    for wrong in ("abc", {"item_id": 1}, {"item_id": "item_id", "user_id": "item_id"}):
+        with pytest.raises(DataError, match=r"data\.options\.columns = "):
+            read("table", str(tmp_path / "clicks.csv"), {"columns": wrong})
     with pytest.raises(DataError, match="neither an existing path"):
         read("table", str(tmp_path / "none.csv"), {})
 

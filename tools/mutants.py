@@ -62,13 +62,15 @@ class Outcome(Enum):
 
 def open_and_use(folder: Path, data: Path) -> int:
     """Open the artefact in `folder` as its stage does and use it; prints REFUSED if that ends in an error with a name."""
+    from distill.llm import TeacherError
     from foundation.artifact import ArtifactError, Unavailable, load
+    from recommender.data import DataError
 
     try:
         artifact = load(folder)
         artifact.verify()
         _USES.get(artifact.kind, lambda artifact, data: None)(artifact, load(data))
-    except (ArtifactError, Unavailable) as error:
+    except (ArtifactError, DataError, TeacherError, Unavailable) as error:
         print(f"REFUSED {error}", flush=True)
     return 0
 

@@ -46,6 +46,7 @@ LEDGER = Path("docs/results/torture.json")
 RECIPE = "recipes/smoke.toml"
 SMALL = ["teacher.optim.epochs=2", "student.optim.epochs=2", "benchmark.num_threads=1", "num_threads=1"]
 SMALL += ["teacher.optim.checkpoint_every_s=0.2", "student.optim.checkpoint_every_s=0.2", "export.parity_histories=20"]
+NOT_REPRODUCIBLE = "student-trt"  # TensorRT-RTX 1.7 gives other bytes from build to build, disturbed or not
 CHAIN = (["distill"], ["quantize"], ["export", "tensorrt"])
 
 
@@ -57,7 +58,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=sorted(PHASES), default=list(PHASES), help="run these phases")
     arguments = parser.parse_args()
-    ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         forked(lambda: _write_sources(work))
@@ -65,7 +65,8 @@ def main() -> None:
         for phase in arguments.only:
             say(f"{phase} …")
             started = time.monotonic()
-            ledger |= PHASES[phase](work, arguments)
+            found = PHASES[phase](work, arguments)
+            ledger = (json.loads(LEDGER.read_text()) if LEDGER.exists() else {}) | found
             ledger[f"{phase}_s"] = round(time.monotonic() - started)
             ledger |= {
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -170,6 +171,10 @@ def artefacts(runs: Path) -> dict[str, str]:
     return found
 
 
+def _same(found: dict[str, str], expected: dict[str, str], name: str) -> bool:
+    return name in found and (found[name] == expected[name] or name.endswith(NOT_REPRODUCIBLE))
+
+
 def leftovers(runs: Path) -> list[str]:
     return [str(path) for path in runs.rglob(".*")]
 
@@ -199,32 +204,36 @@ def storm(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     forked(lambda: chain(work, work / "timed"))
     whole_s = time.monotonic() - started
-    kills, signals, rounds, equal, corrupt, left = 0, Counter(), 0, 0, 0, 0
+    kills, signals, rounds, equal, corrupt, left, unequal = 0, Counter(), 0, 0, 0, 0, []
     while kills < arguments.kills:
         runs, killed = work / f"storm-{rounds}", True
         while killed:
             number = rng.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), (8, 1, 1))[0]
             # Mostly soon, so that every part of the chain is met; at times late, so that it gets on.
-            patience_s = rng.uniform(0, whole_s * rng.choice((0.1, 0.3, 0.6)))
+            patience_s = rng.uniform(0, whole_s * rng.choice((0.05, 0.1, 0.3)))
             killed = killed_after(patience_s, number, lambda r=runs: chain(work, r))
             if killed:
                 kills, signals[number.name] = kills + 1, signals[number.name] + 1
                 try:
                     found = in_child(lambda r=runs: artefacts(r))
-                    corrupt += any(expected[name] != digest for name, digest in found.items())
+                    corrupt += not all(_same(found, expected, name) for name in found)
                 except AssertionError as error:
                     say(f"CORRUPT after kill {kills}: {error}")
                     corrupt += 1
         rounds += 1
-        equal += in_child(lambda r=runs: artefacts(r)) == expected
+        found = in_child(lambda r=runs: artefacts(r))
+        wrong = [name for name in expected if not _same(found, expected, name)]
+        equal += not wrong and len(found) == len(expected)
+        unequal += [f"chain {rounds}: {name}" for name in wrong]
         left += len(leftovers(runs))
         shutil.rmtree(runs)
-        say(f"{kills} kills, {rounds} chains, {equal} equal, {corrupt} corrupt, {left} leftovers")
+        say(f"{kills} kills, {rounds} chains, {equal} equal, {corrupt} corrupt, {left} leftovers {unequal}")
     return {
         "kills": kills,
         "signals": dict(signals),
         "chains": rounds,
         "resumed_equal": equal,
+        "unequal": unequal,
         "corrupt": corrupt,
         "leftovers": left,
     }
@@ -234,7 +243,7 @@ def stages(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Each stage alone, its inputs made, killed before each of its file operations; then run again and compared."""
     expected = peaceful(work)
     runs, counts, wrong = work / "stages", Counter(), []
-    for name, digest in expected.items():
+    for name in expected:
         for number in range(1, 10_000):
             shutil.rmtree(runs, ignore_errors=True)
             shutil.copytree(work / "peace", runs, copy_function=os.link)
@@ -243,7 +252,7 @@ def stages(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             killed = killed_before(number, lambda s=stage: chain(work, runs, s))
             again, said = forked(lambda s=stage: chain(work, runs, s))
             found = in_child(lambda: artefacts(runs))
-            if again or found.get(name) != digest or leftovers(runs):
+            if again or not _same(found, expected, name) or leftovers(runs):
                 wrong.append(f"{name} before operation {number}: {said[-300:]}")
             if not killed:
                 break
@@ -295,24 +304,27 @@ def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Damaged artefacts, half with recomputed digests; each is opened, and used if that succeeds, in a child process."""
     rng = random.Random(arguments.seed)
     names = [name for name in peaceful(work) if not name.endswith(("student-trt", "audit"))]
-    folder, outcomes, strange = work / "mutant", Counter(), []
-    for number in range(arguments.mutants):
-        forged, name = number % 2 == 1, rng.choice(names)
+    folder, data = work / "mutant", work / "peace" / "chain" / "data"
+    outcomes, strange, number = Counter(), [], 0
+    while number < arguments.mutants:
+        forged, name, seed = number % 2 == 1, rng.choice(names), rng.random()
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(work / "peace" / name, folder)
-        seed = rng.random()
-        change = in_child(lambda s=seed, f=forged: _damage(folder, s, f))
-        code, said = forked(lambda: open_and_use(folder, work / "peace" / "chain" / "data"), limit_s=30, limit_bytes=12 << 30)
+        code, said = forked(lambda s=seed, f=forged: _damage_and_open(folder, s, f, data), limit_s=30, limit_bytes=16 << 30)
+        change = re.search("^CHANGED (.*)$", said, re.MULTILINE)
+        if not change:
+            assert code == 0, said[-2000:]
+            continue  # the damage found nothing to damage
+        number += 1
         outcome = Outcome.of(code, said)
         outcomes[f"{'forged' if forged else 'as damaged'}: {outcome.value}"] += 1
-        bad = outcome in (Outcome.HANG, Outcome.CRASH, Outcome.UNNAMED) or (outcome is Outcome.OPENED and not forged and change)
-        if bad:
-            strange.append(f"{name}: {change}: {outcome.value} {code}: {said[-300:]}")
+        if outcome in (Outcome.HANG, Outcome.CRASH, Outcome.UNNAMED) or (outcome is Outcome.OPENED and not forged):
+            strange.append(f"{name}: {change[1]}: {outcome.value} {code}: {said[-300:]}")
             say(f"STRANGE {strange[-1]}")
-        if number % 1000 == 999:
-            say(f"{number + 1} mutants: {dict(outcomes)}")
+        if number % 1000 == 0:
+            say(f"{number} mutants: {dict(outcomes)}")
     return {
-        "mutants_loaded": arguments.mutants,
+        "mutants_loaded": number,
         "mutant_outcomes": dict(outcomes),
         "silent_loads": outcomes[f"as damaged: {Outcome.OPENED.value}"],
         "parent_crashes": 0,
@@ -321,13 +333,16 @@ def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _damage(folder: Path, seed: float, forged: bool) -> str:
+def _damage_and_open(folder: Path, seed: float, forged: bool, data: Path) -> int:
     change = mutate(folder, random.Random(seed))
+    if not change:
+        return 0
+    print(f"CHANGED {change!r}", flush=True)
     if forged:
         # a manifest may be damaged beyond what its author could mend
         with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             forge(folder)
-    return change
+    return open_and_use(folder, data)
 
 
 def cases(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -354,7 +369,10 @@ def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         in_child(lambda: artefacts(runs) if runs.exists() else {})
     code, said = forked(lambda: chain(work, runs))
     assert code == 0, said[-3000:]
-    return {"memory_ends": ends, "memory_equal": in_child(lambda: artefacts(runs)) == expected}
+    return {
+        "memory_ends": ends,
+        "memory_equal": all(_same(in_child(lambda: artefacts(runs)), expected, name) for name in expected),
+    }
 
 
 PHASES = {"storm": storm, "stages": stages, "bench": bench, "mutants": mutants, "cases": cases, "memory": memory}

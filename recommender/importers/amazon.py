@@ -2,7 +2,8 @@
 
 2018: https://nijianmo.github.io/amazon/ (reviewerID, asin, overall, unixReviewTime; CSV: item, user, rating, time, no header)
 2023: https://amazon-reviews-2023.github.io/ (user_id, parent_asin, rating, timestamp in ms; CSV with header)
-The k-core is taken here (`k_core`), because the published ratings-only files are not filtered.
+The k-core is taken here (`k_core`), because the published ratings-only files are not filtered: of the rows that can be used,
+those whose item has metadata with a title, until every user and item has k. What that leaves out is not malformed, nor listed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ def read(source: Path, metadata: str, k_core: int = 5) -> Tables:
 
     interactions, bad = _ratings_csv(source) if ".csv" in source.suffixes else _reviews(source)
     items, bad_items = _items(locate(metadata))
-    interactions = _k_core(interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left"), k_core)
-    taken = interactions.select("item_id").unique()
-    items = items.join(taken, on="item_id", how="semi", maintain_order="left")
-    return Tables(interactions, items, rejected=pl.concat([bad, bad_items]))
+    usable = pl.col("user_id").is_not_null() & pl.col("item_id").is_not_null()
+    usable &= pl.col("timestamp").cast(pl.Float64, strict=False).is_finite().fill_null(False)
+    sold = interactions.filter(usable).join(items.select("item_id"), on="item_id", how="semi", maintain_order="left")
+    core = _k_core(sold, k_core)
+    items = items.join(core.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
+    unusable = interactions.filter(~usable)  # for the cleaning to list
+    return Tables(pl.concat([core, unusable]), items, rejected=pl.concat([bad, bad_items]))
 
 
 def _ratings_csv(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -55,7 +59,7 @@ def _reviews(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _text(value: Any) -> str | None:
     """A JSON value as text: cells of any type are judged where all data is cleaned."""
-    return None if value is None else str(value)
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def _seconds(frame: pl.DataFrame) -> pl.DataFrame:
@@ -67,17 +71,18 @@ def _seconds(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _items(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     rows, (numbered, bad) = [], _json_lines(path)
-    for _, row in numbered:
+    for number, row in numbered:
         text, categories = row.get("description") or "", row.get("categories") or row.get("category") or []
         rows.append(
             {
+                ROW: number,
                 "item_id": _text(row.get("parent_asin") or row.get("asin")),
                 "title": _text(row.get("title")) or "",
-                "text": " ".join(map(str, text)) if isinstance(text, list) else str(text),
-                "categories": [str(c) for c in categories] if isinstance(categories, list) else [str(categories)],
+                "text": _text(" ".join(map(str, text)) if isinstance(text, list) else text),
+                "categories": [_text(c) for c in (categories if isinstance(categories, list) else [categories])],
             }
         )
-    schema = {"item_id": pl.String, "title": pl.String, "text": pl.String, "categories": pl.List(pl.String)}
+    schema = {ROW: pl.Int64, "item_id": pl.String, "title": pl.String, "text": pl.String, "categories": pl.List(pl.String)}
     items = pl.DataFrame(rows, schema=schema).unique("item_id", keep="first", maintain_order=True)
     return items.filter(pl.col("title") != ""), bad
 

@@ -22,12 +22,12 @@ def read_csv(
     """(rows with their number under `ROW`, lines that are no rows); `columns` names them where there is no header.
 
     Row 1 is the first after the header; an empty cell is null. Python's own reader is used: faster ones end at the first line
-    of another width, or fill it up.
+    of another width, or fill it up. A quote out of place is an error all the same: what follows it cannot be told apart.
     """
     content = io.BytesIO(source if isinstance(source, bytes) else read_bytes(source))
     text = io.TextIOWrapper(content, "utf-8-sig", "replace", newline="")
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    frames, bad = [], []
+    frames, bad, reader = [], [], None
     try:
         reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
         header = columns or next(reader, None)
@@ -42,5 +42,6 @@ def read_csv(
             bad += [number for number, cells in chunk if cells and len(cells) != len(header)]
             frames.append(pl.DataFrame(good, schema=schema, orient="row"))
     except (csv.Error, TypeError) as error:  # TypeError: a separator that is no single character
-        raise DataError(f"{name} cannot be read as delimited text: {error}") from None
+        where = f", line {reader.line_num}" if reader else ""
+        raise DataError(f"{name}{where} cannot be read as delimited text: {error}") from None
     return pl.concat([pl.DataFrame(schema=schema), *frames]), rejected(name, bad, f"not {len(header)} cells")

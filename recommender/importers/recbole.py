@@ -12,6 +12,8 @@ import polars as pl
 from recommender.data import ROW, DataError, Tables
 from recommender.importers.delimited import read_csv
 
+_OPTIONAL_FILES = {"kg.parquet": "kg", "item_entity.parquet": "link", "users.parquet": "user"}
+_RENAMED = {"head_id": "head", "relation_id": "relation", "tail_id": "tail", "entity_id": "entity"}
 _TITLE_NAMES = ("title", "movie_title", "name", "item_name")
 _CATEGORY_NAMES = ("class", "genre", "categories", "category")
 _YEAR_NAMES = ("release_year", "year")
@@ -21,17 +23,14 @@ def read(source: Path) -> Tables:
     """Read every atomic file of the folder `source`."""
     interactions, bad = _read_atomic(_only(source, "inter"))
     items, bad_items = _read_atomic(_only(source, "item"))
-    extra = {}
-    if kg := list(source.glob("*.kg")):
-        extra["kg.parquet"] = (
-            _read_atomic(kg[0])[0].drop(ROW).rename({"head_id": "head", "relation_id": "relation", "tail_id": "tail"})
-        )
-    if link := list(source.glob("*.link")):
-        extra["item_entity.parquet"] = _read_atomic(link[0])[0].drop(ROW).rename({"entity_id": "entity"})
-    if user := list(source.glob("*.user")):
-        extra["users.parquet"] = _read_atomic(user[0])[0].drop(ROW)
+    extra, listed = {}, [bad, bad_items]
+    for name, suffix in _OPTIONAL_FILES.items():
+        if any(source.glob(f"*.{suffix}")):
+            frame, bad_lines = _read_atomic(_only(source, suffix))
+            extra[name] = frame.drop(ROW).rename({theirs: ours for theirs, ours in _RENAMED.items() if theirs in frame.columns})
+            listed.append(bad_lines)
     taken = [name for name in (ROW, "user_id", "item_id", "timestamp", "rating") if name in interactions.columns]
-    return Tables(interactions.select(taken), _items(items), extra, pl.concat([bad, bad_items]))
+    return Tables(interactions.select(taken), _items(items), extra, pl.concat(listed))
 
 
 def _items(raw: pl.DataFrame) -> pl.DataFrame:

@@ -26,7 +26,14 @@ def read(
     item_columns: dict[str, str] | None = None,
     separator: str = ",",
 ) -> Tables:
-    """`columns` and `item_columns` map our column names to the table's own; `timestamp` may be a datetime."""
+    """`columns` and `item_columns` map our column names to the table's own; `timestamp` may be a date and time (ISO 8601)."""
+    from recommender.importers import locate
+
+    for name, mapping in (("columns", columns), ("item_columns", item_columns)):
+        if mapping is not None and not (isinstance(mapping, dict) and all(isinstance(v, str) for v in mapping.values())):
+            raise DataError(f"data.options.{name} = {mapping!r} must map our column names to the table's own")
+        if mapping and len(set(mapping.values())) < len(mapping):
+            raise DataError(f"data.options.{name} = {mapping!r} names a column of the table twice")
     raw, bad = _read(source, separator)
     interactions = _rename(raw, columns or {}, source)
     if "timestamp" in interactions.columns and interactions.schema["timestamp"] == pl.String:
@@ -36,7 +43,7 @@ def read(
             raise DataError(f"{source} has no column 'item_id'; it has: {_names(raw)}; map it by data.options.columns")
         ids = interactions["item_id"].unique(maintain_order=True).drop_nulls()
         return Tables(interactions, pl.DataFrame({"item_id": ids, "title": ids}), rejected=bad)
-    raw, bad_items = _read(Path(items).expanduser(), separator)
+    raw, bad_items = _read(locate(items), separator)
     catalogue = _rename(raw, item_columns or {}, items)
     if "categories" in catalogue.columns and catalogue["categories"].dtype == pl.String:
         catalogue = catalogue.with_columns(pl.col("categories").str.split("|"))
@@ -64,7 +71,10 @@ def _names(frame: pl.DataFrame) -> str:
 
 
 def _seconds(text: pl.Expr) -> pl.Expr:
-    """Dates and times written out (ISO 8601) as seconds; what is none stays for the cleaning to judge."""
-    parsed = text.str.to_datetime(strict=False, time_zone="UTC").dt.epoch("s").cast(pl.String)
-    is_number = text.str.strip_chars().cast(pl.Float64, strict=False).is_not_null()
-    return pl.when(is_number).then(text).otherwise(pl.coalesce(parsed, text))
+    """Dates and times written out (2024-01-31, 2024-01-31T12:00:00; UTC) as seconds; the rest is left to be judged."""
+    text = text.str.strip_chars()
+    day = text.str.extract(r"^(\d{4}-\d\d-\d\d)(?:$|[T ])")
+    time = text.str.extract(r"^\d{4}-\d\d-\d\d[T ](\d\d:\d\d(?::\d\d)?)(?:\.\d+)?Z?$")
+    clock = pl.when(text.str.len_chars() == 10).then(pl.lit("00:00:00")).when(time.str.len_chars() == 5).then(time + ":00")
+    parsed = (day + "T" + clock.otherwise(time)).str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False)
+    return pl.coalesce(parsed.dt.epoch("s").cast(pl.String), text)

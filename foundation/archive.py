@@ -6,15 +6,15 @@ lead out of a folder and links are harmless. DEFLATE cannot compress more than 1
 
 from __future__ import annotations
 
+import errno
 import gzip
-import lzma
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MAX_RATIO = 200
 MAX_BYTES = 64 << 30
@@ -28,12 +28,11 @@ class ArchiveError(ValueError):
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip at `path`; what goes wrong while it is read becomes an `ArchiveError`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{path} is not a readable zip ({error}); fetch it again") from None
+    """The zip at `path`, its directory read."""
+    with _zip_errors(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield archive
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -45,11 +44,24 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     if info.flag_bits & 1:
         raise ArchiveError(f"{what} is encrypted")
     _check_size(info.file_size, info.compress_size, what)
-    with archive.open(info) as stream:
+    with _zip_errors(archive.filename), archive.open(info) as stream:
         content = stream.read(info.file_size + 1)
     if len(content) != info.file_size:
         raise ArchiveError(f"{what} has {len(content)} bytes or more, its entry says {info.file_size}")
     return content
+
+
+@contextmanager
+def _zip_errors(path: Any) -> Iterator[None]:
+    """What zipfile and its decompressors say of a damaged file, as an `ArchiveError`."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if getattr(error, "errno", None) != errno.EINVAL:  # EINVAL: an offset that leads out of the file
+            raise
+        raise ArchiveError(f"{path} is not a readable zip ({error}); fetch it again") from None
+    except Exception as error:  # BadZipFile, zlib.error, LZMAError, EOFError, ValueError, struct.error, NotImplementedError, …
+        raise ArchiveError(f"{path} is not a readable zip ({error}); fetch it again") from None
 
 
 def read_bytes(path: Path) -> bytes:

@@ -70,7 +70,7 @@ def main() -> None:
             ledger[f"{phase}_s"] = round(time.monotonic() - started)
             ledger |= {
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                "command": "make torture",
+                "command": " ".join(["python", *sys.argv]),
                 "seed": arguments.seed,
                 "hardware": f"{os.cpu_count()} cores, {_cpu()}",
             }
@@ -121,6 +121,7 @@ def _start(run: Callable[[], Any], log: int) -> int:
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
         code = run()
         os._exit(code if isinstance(code, int) else 0)
     except BaseException as error:

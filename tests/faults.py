@@ -24,8 +24,8 @@ def killed_before(number: int, run: Callable[[], Any]) -> bool:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             _kill_before(number)
-            run()
-            os._exit(0)
+            code = run()
+            os._exit(code if isinstance(code, int) else 0)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stdout, flush=True)
             os._exit(_FAILED)

@@ -17,9 +17,9 @@ now and then SIGTERM or SIGINT.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -39,6 +39,7 @@ for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):  # o
     os.environ[name] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmark.environment import environment  # noqa: E402
 from tests.faults import forge, killed_before  # noqa: E402
 from tools.mutants import Outcome, mutate, open_and_use  # noqa: E402
 
@@ -47,6 +48,9 @@ RECIPE = "recipes/smoke.toml"
 SMALL = ["teacher.optim.epochs=2", "student.optim.epochs=2", "benchmark.num_threads=1", "num_threads=1"]
 SMALL += ["teacher.optim.checkpoint_every_s=0.2", "student.optim.checkpoint_every_s=0.2", "export.parity_histories=20"]
 NOT_REPRODUCIBLE = "student-trt"  # TensorRT-RTX 1.7 gives other bytes from build to build, disturbed or not
+PRELOADED = ("torch.onnx", "onnxscript", "onnxruntime.quantization", "peft", "bitsandbytes", "tensorrt_rtx", "recdistill.cli")
+PRELOADED += ("recdistill.pipeline", "benchmark.report", "benchmark.variants", "distill.audit", "distill.train_teacher")
+PRELOADED += ("distill.train_student", "quantize.graph", "quantize.llm", "export.onnx_graph", "export.tensorrt_engine")
 CHAIN = (["distill"], ["quantize"], ["export", "tensorrt"])
 
 
@@ -62,6 +66,7 @@ def main() -> None:
         work = Path(folder)
         forked(lambda: _write_sources(work))
         preload()
+        hardware = environment(1)
         for phase in arguments.only:
             say(f"{phase} …")
             started = time.monotonic()
@@ -72,7 +77,7 @@ def main() -> None:
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "command": " ".join(["python", *sys.argv]),
                 "seed": arguments.seed,
-                "hardware": f"{os.cpu_count()} cores, {_cpu()}",
+                "hardware": f"{hardware['num_cpus']} cores, {hardware['cpu']}",
             }
             LEDGER.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
             say(json.dumps({key: value for key, value in ledger.items() if not isinstance(value, dict | list)}))
@@ -87,12 +92,8 @@ def _write_sources(work: Path) -> None:
 
 def preload() -> None:
     """Import what the chain needs, without starting a thread."""
-    import torch
-    import torch.onnx
-
-    import recommender.importers  # noqa: F401
-
-    torch.set_num_threads(1)
+    for module in PRELOADED:
+        importlib.import_module(module)
 
 
 # --- processes
@@ -328,7 +329,7 @@ def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "mutants_loaded": number,
         "mutant_outcomes": dict(outcomes),
         "silent_loads": outcomes[f"as damaged: {Outcome.OPENED.value}"],
-        "parent_crashes": 0,
+        "child_crashes": sum(count for outcome, count in outcomes.items() if outcome.endswith(Outcome.CRASH.value)),
         "mutants_strange": strange[:50],
         "mutants_strange_count": len(strange),
     }
@@ -377,14 +378,6 @@ def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 PHASES = {"storm": storm, "stages": stages, "bench": bench, "mutants": mutants, "cases": cases, "memory": memory}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def say(message: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from foundation.artifact import Artifact, ArtifactError, opens
 from recommender.ranking import Recommender
 
@@ -20,7 +22,13 @@ class Opened:
 
 @opens
 def open_variant(artifact: Artifact, num_threads: int) -> Opened:
-    """Open an artefact for serving on `num_threads` threads; imports only what its kind needs."""
+    """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs."""
+    opened = _open(artifact, num_threads)
+    opened.recommender.recommend(np.array([[1]]), 1)
+    return opened
+
+
+def _open(artifact: Artifact, num_threads: int) -> Opened:
     if artifact.kind in ("popularity", "item-knn"):
         from recommender.baselines import load_baseline
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation.artifact import Artifact, Draft, opens
+from foundation.content import ONE_FILE
 from recommender.config import OptimSection
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, summary
@@ -33,7 +34,7 @@ def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft
 @opens
 def kept_ranks(artifact: Artifact, part: str) -> np.ndarray:
     """The ranks kept of `part` ("validation" or "test"), int64[U], in the order of the sequences' evaluated users."""
-    return pl.read_parquet(artifact.file(RANKS))[part].cast(pl.Int64).to_numpy()
+    return pl.read_parquet(artifact.file(RANKS), **ONE_FILE)[part].cast(pl.Int64).to_numpy()
 
 
 class Validator:

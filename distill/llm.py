@@ -89,7 +89,7 @@ _verified: set[str] = set()
 @opens
 def load_tokenizer(llm: Artifact) -> Any:
     """The tokenizer, with a padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm))
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm), trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
@@ -111,7 +111,7 @@ def read_config(folder: Path) -> Any:
     """The configuration of a model folder, refused if it asks for code or for sizes no machine has."""
     try:
         fields = read_json(folder / "config.json")
-    except ContentError as error:
+    except (ContentError, FileNotFoundError) as error:
         raise TeacherError(str(error)) from None
     if not isinstance(fields, dict) or not isinstance(fields.get("quantization_config") or {}, dict):
         raise TeacherError(f"{folder / 'config.json'} is no model configuration")

@@ -283,7 +283,7 @@ def make(
         _finish(draft, key, inputs)
         _put_in_place(partial, out)
         console.say(f"made {out} in {draft.metrics['build_s']:.1f} s")
-        return load(out, kind)
+        return replace(load(out, kind), content_known=True)
 
 
 def _reused(out: Path, key: Mapping[str, Any]) -> Artifact | None:

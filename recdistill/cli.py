@@ -176,17 +176,22 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+    from foundation.artifact import Unavailable
     from quantize.methods import GRAPH_METHODS, LLM_METHODS
 
     pipeline = _torch_pipeline(arguments)
     found = {}
     for seed in pipeline.recipe.seeds:
-        made = {f"student-{method}": pipeline.quantized_student(method, seed) for method in GRAPH_METHODS}
-        made |= {f"teacher-{method}": pipeline.quantized_teacher(method, seed) for method in LLM_METHODS}
-        for name, artifact in made.items():
-            found.setdefault(name, []).append(
-                {"seed": seed, "path": str(artifact.path), "artifact_bytes": artifact.num_bytes, **artifact.metrics}
-            )
+        wanted = [(f"student-{method}", pipeline.quantized_student, method) for method in GRAPH_METHODS]
+        wanted += [(f"teacher-{method}", pipeline.quantized_teacher, method) for method in LLM_METHODS]
+        for name, make, method in wanted:
+            try:
+                artifact = make(method, seed)
+                made = {"path": str(artifact.path), "artifact_bytes": artifact.num_bytes, **artifact.metrics}
+            except Unavailable as error:
+                console.say(f"without {name}: {error}")
+                made = {"missing": str(error)}
+            found.setdefault(name, []).append({"seed": seed, **made})
     return {"stage": "quantize", "variants": found}
 
 

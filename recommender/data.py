@@ -24,6 +24,7 @@ import polars as pl
 
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens
+from foundation.content import ONE_FILE, ContentError, check_content
 
 INTERACTIONS, ITEMS, QUARANTINE = "interactions.parquet", "items.parquet", "quarantine.parquet"
 _INTERACTION_COLUMNS = {
@@ -142,15 +143,16 @@ def read_tables(folder: Path) -> Tables:
 def read_parquet(path: Path) -> pl.DataFrame:
     """A Parquet file, or a `DataError` that says why not."""
     try:
-        return pl.read_parquet(path, hive_partitioning=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({_first_line(error)})") from None
+        check_content(path)
+    except ContentError as error:
+        raise DataError(str(error)) from None
+    return pl.read_parquet(path, **ONE_FILE)
 
 
 @opens
 def load_dataset(artifact: Artifact) -> Dataset:
     """Read a dataset that `write_dataset` has cleaned."""
-    interactions, items = (pl.read_parquet(artifact.file(name)) for name in (INTERACTIONS, ITEMS))
+    interactions, items = (pl.read_parquet(artifact.file(name), **ONE_FILE) for name in (INTERACTIONS, ITEMS))
     for frame, columns in ((interactions, _INTERACTION_COLUMNS), (items, ITEM_COLUMNS)):
         if wrong := [name for name, dtype in frame.schema.items() if columns.get(name) != dtype]:
             raise DataError(f"column {wrong[0]!r} is not as the import leaves it")

@@ -15,6 +15,8 @@ from recommender.ranking import EVALUATION_K, Recommender, pad_left
 if TYPE_CHECKING:
     from recommender.split import Sequences
 
+_MAX_PADDED = 1 << 22  # elements of one padded batch: 32 MiB
+
 
 def evaluate(
     recommender: Recommender, sequences: Sequences, part: str, k: int = EVALUATION_K, batch_size: int = 64
@@ -29,12 +31,21 @@ def evaluate(
 def recommend_all(recommender: Recommender, histories: list[np.ndarray], k: int, batch_size: int = 64) -> np.ndarray:
     """Top-k item_index for every history, int64[len(histories), k]; batches hold histories of similar length."""
     top = np.zeros((len(histories), k), np.int64)
-    order = np.argsort([len(h) for h in histories], kind="stable")
-    starts = range(0, len(order), batch_size)
-    for start in console.progress(starts, "ranking"):
-        rows = order[start : start + batch_size]
+    for rows in console.progress(_batches([len(h) for h in histories], batch_size), "ranking"):
         top[rows] = recommender.recommend(pad_left([histories[r] for r in rows]), k)[0]
     return top
+
+
+def _batches(lengths: list[int], batch_size: int) -> list[np.ndarray]:
+    """Rows of each batch, shortest first; where histories are very long, fewer than `batch_size`."""
+    order, batches, start = np.argsort(lengths, kind="stable"), [], 0
+    while start < len(order):
+        stop = min(start + batch_size, len(order))
+        while stop > start + 1 and (stop - start) * lengths[order[stop - 1]] > _MAX_PADDED:
+            stop -= 1
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 def target_ranks(top_UK: np.ndarray, target_U: np.ndarray) -> np.ndarray:

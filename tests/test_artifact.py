@@ -243,6 +243,19 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path
         load(artifact.path).file(WEIGHTS)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bit_floats_are_searched_for_nan(tmp_path: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    largest = torch.finfo(getattr(torch, dtype)).max
+    save_file({"w": torch.tensor([largest, -largest]).to(getattr(torch, dtype))}, tmp_path / WEIGHTS)
+    check_content(tmp_path / WEIGHTS)
+    save_file({"w": torch.tensor([1.0, float("nan")]).to(getattr(torch, dtype))}, tmp_path / WEIGHTS)
+    with pytest.raises(ContentError, match="'w' holds NaN or infinity"):
+        check_content(tmp_path / WEIGHTS)
+
+
 @pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "weights.pt", "code.py", "nameless"])
 def test_formats_that_hold_code_are_neither_written_nor_read(tmp_path: Path, name: str) -> None:
     def broken(draft: Draft) -> None:

@@ -176,6 +176,30 @@ def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
         read_parquet(tmp_path / "interactions.parquet")
 
 
+def test_a_parquet_header_that_lies_about_a_size_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "interactions.parquet"
+    pl.DataFrame({"user_id": ["u"] * 4}).write_parquet(path, compression="uncompressed", statistics=False)
+    content = path.read_bytes()
+    num_values = b"\x2c\x15\x08"  # DataPageHeader, its first field, 4 as a zigzag varint
+    assert content.count(num_values) == 1
+    path.write_bytes(content.replace(num_values, b"\x2c\x15\x17"))  # -12
+    with pytest.raises(DataError, match="is not a readable Parquet file"):
+        read_parquet(path)
+
+
+def test_a_folder_with_a_pattern_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "year=2024[1]*"
+    folder.mkdir()
+    interactions = pl.DataFrame({"user_id": ["u"], "item_id": ["a"]})
+    interactions.write_parquet(folder / "interactions.parquet")
+    ITEMS.write_parquet(folder / "items.parquet")
+    assert read_tables(folder).interactions.equals(interactions)
+    artifact = make(
+        folder / "dataset", "dataset", recipe={}, inputs={}, build=lambda draft: write_dataset(read_tables(folder), draft, 0.0)
+    )
+    assert load_dataset(artifact).interactions["item_id"].to_list() == ["a"]
+
+
 def test_a_folder_without_its_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no interactions\.parquet"):
         read_tables(tmp_path)

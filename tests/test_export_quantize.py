@@ -68,6 +68,18 @@ def exported_graph(exported: Artifact) -> onnx.ModelProto:
     return onnx.load(exported.file(GRAPH))
 
 
+def test_a_history_of_a_million_items(exported: Artifact, student: Student) -> None:
+    """The graph reads the last positions, and masks every item seen."""
+    rng = np.random.default_rng(0)
+    long_L = rng.integers(1, NUM_ITEMS - 40, 1_000_000)
+    histories = pad_left([long_L, np.array([3, 1])])
+    index_BK, score_BK = OnnxRecommender(exported.file(GRAPH)).recommend(histories, 10)
+    expected_BK, _ = StudentRecommender(student).recommend(histories, 10)
+    assert index_BK.tolist() == expected_BK.tolist()
+    assert np.isfinite(score_BK).all()
+    assert not set(index_BK[0]) & set(long_L)
+
+
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 300), (2, 7), (64, 16), (5, 17)])
 def test_graph_equals_pytorch_at_any_shape(exported: Artifact, student: Student, batch: int, length: int) -> None:
     history_BL = np.random.default_rng(batch).integers(0, NUM_ITEMS + 1, (batch, length))

@@ -32,6 +32,7 @@ CASES = int(os.environ.get("RECDISTILL_FUZZ_CASES", "0"))  # 0: a few, the same 
 FUZZ = settings(
     max_examples=CASES or 40, derandomize=not CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
+SLOW_FUZZ = settings(FUZZ, max_examples=min(CASES, 500) or 8)  # a process for each case
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ["", " ", "a", "a ", "1", "-1", "1e9", "nan", "\0", "é", "\ufffd", '"', "&amp;", "::"]
 )
@@ -129,14 +130,22 @@ def test_any_csv(rows: list, separator: str, noise: bytes, at: int) -> None:
 
 
 @FUZZ
-@given(st.binary(max_size=400), st.sampled_from(["clicks.csv", "clicks.parquet"]))
-def test_any_bytes_as_a_table(content: bytes, name: str) -> None:
+@given(st.binary(max_size=400))
+def test_any_bytes_as_a_csv(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).write_bytes(content)
-        imported("table", Path(folder) / name)
+        (Path(folder) / "clicks.csv").write_bytes(content)
+        imported("table", Path(folder) / "clicks.csv")
 
 
-@FUZZ
+@SLOW_FUZZ
+@given(st.binary(max_size=400))
+def test_any_bytes_as_a_parquet(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "clicks.parquet").write_bytes(content)
+        imported("table", Path(folder) / "clicks.parquet")
+
+
+@SLOW_FUZZ
 @given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
 def test_a_damaged_parquet(at: int, flip: int, cut: bool) -> None:
     stream = io.BytesIO()

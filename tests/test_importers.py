@@ -82,6 +82,15 @@ def test_movielens(tmp_path: Path, layout: str) -> None:
     assert tables.interactions["timestamp"].to_list() == [978300760, 978300761]
 
 
+def test_movielens_one_line_in_another_encoding_spoils_no_other(tmp_path: Path) -> None:
+    movies = "10::Été (1995)::Drama\n".encode() + "20::Année (1996)::Drama\n".encode("latin-1") + b"30::(1999)::Comedy\n"
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        archive.writestr("ratings.dat", "1::10::5::1\n1::20::5::2\n1::30::5::3\n")
+        archive.writestr("movies.dat", movies)
+    items = load_dataset(imported(tmp_path, "movielens", tmp_path / "ml.zip")).items
+    assert items["title"].to_list() == ["Été", "Année", "(1999)"]
+
+
 def test_movielens_refuses_other_zips(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("readme", "?")

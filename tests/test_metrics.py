@@ -115,3 +115,23 @@ def test_knn_keeps_the_largest(sequences: Sequences) -> None:
     full, cut = fit_item_knn(sequences, 10_000).similarity_II.toarray(), fit_item_knn(sequences, 3).similarity_II.toarray()
     assert ((cut > 0).sum(axis=1) <= 3).all()
     assert cut.sum(axis=1) == pytest.approx(np.sort(full, axis=1)[:, -3:].sum(axis=1), rel=1e-5)
+
+
+def test_a_history_of_a_million_items_is_evaluated_in_bounded_memory() -> None:
+    """Its batch holds few neighbours: 64 rows as long would be 512 MB of padding."""
+    rng, count = np.random.default_rng(0), 1_000_000
+    lengths = [count, *[5] * 70, 3_000]
+    offsets = np.cumsum([0, *lengths])
+    sequences = Sequences([f"u{n}" for n in range(72)], ["a", "b", "c"], offsets, rng.integers(1, 4, offsets[-1]))
+    sizes = []
+
+    class First:
+        def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            sizes.append(history_BL.shape)
+            return np.tile(np.arange(1, k + 1), (len(history_BL), 1)), np.zeros((len(history_BL), k), np.float32)
+
+    ranks = evaluate(First(), sequences, "test", k=3)
+    assert ranks.tolist() == sequences.targets(sequences.evaluated_users, "test").tolist()
+    assert sum(rows for rows, _ in sizes) == 72
+    assert sizes[0] == (64, 4)
+    assert max(rows * width for rows, width in sizes) <= 1 << 22

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from distill.config import TargetsSection, TeacherSection, TextSection
-from distill.llm import TeacherError, build_llm, check_causal, load_body
+from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import build_text, encode, load_text, prompt_of
@@ -22,6 +22,7 @@ from quantize.methods import LLM_METHODS
 from recommender.split import Sequences
 from recommender.windows import TrainingWindows
 from tests.conftest import make_llm
+from tests.constructed import write_tiny_llm
 from tests.faults import forge
 
 TEXT = np.random.default_rng(0).normal(size=(61, 8)).astype(np.float32) * np.arange(61).clip(max=1)[:, None]
@@ -267,6 +268,19 @@ def test_a_forged_config_is_refused(tiny_llm: Artifact, tmp_path: Path, change: 
     forge(artifact.path)
     with pytest.raises(ArtifactError, match=message):
         load_teacher(load(artifact.path))
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tiny_llm: Artifact, tmp_path: Path) -> None:
+    """A local model folder: the code would be imported from it."""
+    folder = write_tiny_llm(tmp_path / "llm")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    llm = make(tmp_path / "a", "llm", recipe={}, inputs={}, build=lambda draft: build_llm(str(folder), draft))
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_tokenizer(llm)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:

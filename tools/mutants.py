@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -60,7 +61,7 @@ class Outcome(Enum):
         return cls.UNNAMED if "UNNAMED" in said else cls.CRASH
 
 
-def open_and_use(folder: Path, data: Path) -> int:
+def open_and_use(folder: Path, num_items: int) -> int:
     """Open the artefact in `folder` as its stage does and use it; prints REFUSED if that ends in an error with a name."""
     from distill.llm import TeacherError
     from foundation.artifact import ArtifactError, Unavailable, load
@@ -69,20 +70,20 @@ def open_and_use(folder: Path, data: Path) -> int:
     try:
         artifact = load(folder)
         artifact.verify()
-        _USES.get(artifact.kind, lambda artifact, data: None)(artifact, load(data))
+        _USES.get(artifact.kind, lambda artifact, num_items: None)(artifact, num_items)
     except (ArtifactError, DataError, TeacherError, Unavailable) as error:
         print(f"REFUSED {error}", flush=True)
     return 0
 
 
-def _use_dataset(artifact: Any, data: Any) -> None:
+def _use_dataset(artifact: Any, num_items: int) -> None:
     from recommender.data import load_dataset
     from recommender.split import build_sequences
 
     build_sequences(load_dataset(artifact)).targets_sha256()
 
 
-def _use_variant(artifact: Any, data: Any) -> None:
+def _use_variant(artifact: Any, num_items: int) -> None:
     import numpy as np
 
     from benchmark.variants import open_variant
@@ -91,7 +92,7 @@ def _use_variant(artifact: Any, data: Any) -> None:
     assert not np.isnan(top[1]).any(), "NaN among the scores"
 
 
-def _use_student(artifact: Any, data: Any) -> None:
+def _use_student(artifact: Any, num_items: int) -> None:
     import numpy as np
 
     from recommender.student import StudentRecommender, load_student
@@ -100,14 +101,13 @@ def _use_student(artifact: Any, data: Any) -> None:
     assert not np.isnan(top[1]).any(), "NaN among the scores"
 
 
-def _use_targets(artifact: Any, data: Any) -> None:
+def _use_targets(artifact: Any, num_items: int) -> None:
     from distill.targets import load_targets
-    from recommender.data import load_dataset
 
-    load_targets(artifact, len(load_dataset(data).item_ids))
+    load_targets(artifact, num_items)
 
 
-def _use_text(artifact: Any, data: Any) -> None:
+def _use_text(artifact: Any, num_items: int) -> None:
     import numpy as np
 
     from distill.text import load_text
@@ -115,13 +115,14 @@ def _use_text(artifact: Any, data: Any) -> None:
     assert all(np.isfinite(vectors).all() for vectors in load_text(artifact)), "vectors that are not finite"
 
 
-def _use_llm(artifact: Any, data: Any) -> None:
-    from distill.llm import load_body
+def _use_llm(artifact: Any, num_items: int) -> None:
+    from distill.llm import load_body, load_tokenizer
 
-    load_body(artifact)
+    tokens = load_tokenizer(artifact)("thing 1", return_tensors="pt")["input_ids"]
+    assert load_body(artifact)(input_ids=tokens).last_hidden_state.isfinite().all(), "states that are not finite"
 
 
-_USES: dict[str, Callable[[Any, Any], None]] = {
+_USES: dict[str, Callable[[Any, int], None]] = {
     "dataset": _use_dataset,
     "item-text": _use_text,
     "targets": _use_targets,
@@ -138,8 +139,7 @@ _USES: dict[str, Callable[[Any, Any], None]] = {
 def mutate(folder: Path, rng: random.Random) -> str:
     """Damage the artefact in `folder`; what was done, or "" if it came out as it was."""
     before = {path: path.read_bytes() for path in _files(folder)}
-    damage = rng.choice(_DAMAGES)
-    done = damage(folder, rng)
+    done = rng.choice(_DAMAGES)(folder, rng)
     same = {path: path.read_bytes() for path in _files(folder)} == before
     return "" if same else done
 
@@ -211,6 +211,7 @@ def _json_value(folder: Path, rng: random.Random) -> str:
     """Somewhere in a JSON file, another value, key or depth."""
     path = rng.choice([path for path in _files(folder) if path.suffix == ".json"])
     value = json.loads(path.read_text())
+    before = copy.deepcopy(value)
     holder: Any = value
     if not isinstance(value, dict | list) or not value:
         return ""
@@ -227,6 +228,8 @@ def _json_value(folder: Path, rng: random.Random) -> str:
         holder[rng.choice(_HOSTILE_NAMES)] = holder.pop(key)
     elif isinstance(holder, dict):
         del holder[key]
+    if value == before:
+        return ""
     text = json.dumps(value)
     if rng.random() < 0.05:
         text = text.replace(":", ": [" * 5000, 1)

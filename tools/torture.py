@@ -8,7 +8,8 @@ The ledger is docs/results/torture.json.
     bench      the benchmark, which has child processes, killed at random moments
     mutants    artefacts of every kind damaged, half of them with recomputed digests, each opened and used in a child process
     cases      the hypothesis properties of tests/test_fuzz.py
-    memory     the chain under ever smaller limits of address space
+    memory     the chain under limits of address space, from too little to enough
+    disk       the chain on disks from too small to large enough
 
 Processes are forked from one that has imported everything, so that a run of the chain takes seconds. Kills are SIGKILL, and
 now and then SIGTERM or SIGINT.
@@ -72,13 +73,14 @@ def main() -> None:
             started = time.monotonic()
             found = PHASES[phase](work, arguments)
             ledger = (json.loads(LEDGER.read_text()) if LEDGER.exists() else {}) | found
-            ledger[f"{phase}_s"] = round(time.monotonic() - started)
-            ledger |= {
+            run = {
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "command": " ".join(["python", *sys.argv]),
                 "seed": arguments.seed,
                 "hardware": f"{hardware['num_cpus']} cores, {hardware['cpu']}",
             }
+            runs = ledger.get("runs", {}) | {phase: run | {"seconds": round(time.monotonic() - started)}}
+            ledger |= run | {"runs": runs}
             LEDGER.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
             say(json.dumps({key: value for key, value in ledger.items() if not isinstance(value, dict | list)}))
 
@@ -303,16 +305,66 @@ def bench(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Damaged artefacts, half with recomputed digests; each is opened, and used if that succeeds, in a child process."""
-    rng = random.Random(arguments.seed)
-    names = [name for name in peaceful(work) if not name.endswith(("student-trt", "audit"))]
-    folder, data = work / "mutant", work / "peace" / "chain" / "data"
-    outcomes, strange, number = Counter(), [], 0
-    while number < arguments.mutants:
-        forged, name, seed = number % 2 == 1, rng.choice(names), rng.random()
+    """Damaged artefacts, half with recomputed digests; each is opened, and used if that succeeds, in a child process.
+
+    The process that starts those children is a child itself, a new one for every batch: what ends it is a dead parent.
+    """
+    originals = [work / "peace" / name for name in peaceful(work) if not name.endswith(("student-trt", "audit"))]
+    forked(lambda: _make_own_llm(work))
+    originals.append(work / "llm-own")
+    outcomes, strange, deaths, number = Counter(), [], 0, 0
+    while number < arguments.mutants and deaths < 10:
+        size = min(_BATCH, arguments.mutants - number)
+        file = work / "batch.json"
+        file.unlink(missing_ok=True)
+        seed = f"{arguments.seed}-{number}-{deaths}"
+        code, said = forked(lambda s=seed, n=size: _mutant_batch(originals, work, s, n), limit_s=_BATCH * 40)
+        if code:
+            deaths += 1
+            say(f"DEAD PARENT {code}: {said[-500:]}")
+            continue
+        batch = json.loads(file.read_text())
+        number += size
+        outcomes.update(batch["outcomes"])
+        strange += batch["strange"]
+        for line in batch["strange"]:
+            say(f"STRANGE {line}")
+        say(f"{number} mutants: {dict(outcomes)}")
+    return {
+        "mutants_loaded": number,
+        "mutant_outcomes": dict(outcomes),
+        "silent_loads": outcomes[f"as damaged: {Outcome.OPENED.value}"],
+        "parent_crashes": deaths,
+        "child_crashes": sum(count for outcome, count in outcomes.items() if outcome.endswith(Outcome.CRASH.value)),
+        "mutants_strange": strange[:50],
+        "mutants_strange_count": len(strange),
+    }
+
+
+_BATCH = 500
+
+
+def _make_own_llm(work: Path) -> None:
+    """An LLM artefact that holds its weights, as one dequantized from a GGUF does."""
+    from foundation.artifact import Draft, make
+
+    def build(draft: Draft) -> None:
+        shutil.copytree(work / "tiny-llm", draft.path / "weights")
+        (draft.path / "source.json").write_text(json.dumps({"name": "tiny", "precision": "as stored"}))
+
+    make(work / "llm-own", "llm", recipe={}, inputs={}, build=build)
+
+
+def _mutant_batch(originals: list[Path], work: Path, seed: str, size: int) -> int:
+    """Damage and open `size` mutants; what became of them goes to work/batch.json."""
+    rng, folder, outcomes, strange, number = random.Random(seed), work / "mutant", Counter(), [], 0
+    num_items = json.loads((work / "peace" / "chain" / "data" / "manifest.json").read_text())["metrics"]["num_items"]
+    while number < size:
+        forged, original, seed_one = number % 2 == 1, rng.choice(originals), rng.random()
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(work / "peace" / name, folder)
-        code, said = forked(lambda s=seed, f=forged: _damage_and_open(folder, s, f, data), limit_s=30, limit_bytes=16 << 30)
+        shutil.copytree(original, folder)
+        run = lambda s=seed_one, f=forged: _damage_and_open(folder, s, f, num_items)  # noqa: E731
+        code, said = forked(run, limit_s=30, limit_bytes=16 << 30)
         change = re.search("^CHANGED (.*)$", said, re.MULTILINE)
         if not change:
             assert code == 0, said[-2000:]
@@ -321,21 +373,12 @@ def mutants(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         outcome = Outcome.of(code, said)
         outcomes[f"{'forged' if forged else 'as damaged'}: {outcome.value}"] += 1
         if outcome in (Outcome.HANG, Outcome.CRASH, Outcome.UNNAMED) or (outcome is Outcome.OPENED and not forged):
-            strange.append(f"{name}: {change[1]}: {outcome.value} {code}: {said[-300:]}")
-            say(f"STRANGE {strange[-1]}")
-        if number % 1000 == 0:
-            say(f"{number} mutants: {dict(outcomes)}")
-    return {
-        "mutants_loaded": number,
-        "mutant_outcomes": dict(outcomes),
-        "silent_loads": outcomes[f"as damaged: {Outcome.OPENED.value}"],
-        "child_crashes": sum(count for outcome, count in outcomes.items() if outcome.endswith(Outcome.CRASH.value)),
-        "mutants_strange": strange[:50],
-        "mutants_strange_count": len(strange),
-    }
+            strange.append(f"{original.name}: {change[1]}: {outcome.value} {code}: {said[-300:]}")
+    (work / "batch.json").write_text(json.dumps({"outcomes": outcomes, "strange": strange}))
+    return 0
 
 
-def _damage_and_open(folder: Path, seed: float, forged: bool, data: Path) -> int:
+def _damage_and_open(folder: Path, seed: float, forged: bool, num_items: int) -> int:
     change = mutate(folder, random.Random(seed))
     if not change:
         return 0
@@ -344,20 +387,20 @@ def _damage_and_open(folder: Path, seed: float, forged: bool, data: Path) -> int
         # a manifest may be damaged beyond what its author could mend
         with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             forge(folder)
-    return open_and_use(folder, data)
+    return open_and_use(folder, num_items)
 
 
 def cases(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """tests/test_fuzz.py with as many cases a property as make up the total."""
-    properties = len(re.findall(r"^@FUZZ", Path("tests/test_fuzz.py").read_text(), re.MULTILINE))
-    each = -(-arguments.cases // properties)
-    environment = os.environ | {"RECDISTILL_FUZZ_CASES": str(each)}
+    """tests/test_fuzz.py: the quick properties share the number of cases; the slow ones add a few hundred."""
+    source = Path("tests/test_fuzz.py").read_text()
+    quick, slow = (len(re.findall(rf"^@{mark}$", source, re.MULTILINE)) for mark in ("FUZZ", "SLOW_FUZZ"))
+    environment = os.environ | {"RECDISTILL_FUZZ_CASES": str(-(-arguments.cases // quick))}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=0", f"--hypothesis-seed={arguments.seed}"]
     command += ["--hypothesis-show-statistics", "tests/test_fuzz.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-6000:]
     passing = [int(n) for n in re.findall(r"(\d+) passing examples", done.stdout)]
-    return {"hypothesis_cases": sum(passing), "hypothesis_properties": properties}
+    return {"hypothesis_cases": sum(passing), "hypothesis_properties": quick + slow}
 
 
 def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -377,7 +420,38 @@ def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PHASES = {"storm": storm, "stages": stages, "bench": bench, "mutants": mutants, "cases": cases, "memory": memory}
+def disk(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The chain on ever larger file systems in memory, from too small to enough (needs the right to mount one)."""
+    expected, ends, mount = peaceful(work), {}, work / "mount"
+    mount.mkdir()
+    for size in ("256k", "1m", "2m", "4m", "8m", "64m"):
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], capture_output=True, text=True)
+        if mounted.returncode:
+            return {"disk_ends": f"not run: {mounted.stderr.strip()}"}
+        try:
+            code, said = forked(lambda: chain(work, mount / "runs"))
+            ends[size] = f"{code}: {said.strip().splitlines()[-1][:160]}"
+            found = in_child(lambda: artefacts(mount / "runs"))
+            assert all(_same(found, expected, name) for name in found), f"{size}: an artefact is not as it should be"
+            subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
+            code, said = forked(lambda: chain(work, mount / "runs"))  # after some space was freed
+            assert code == 0, said[-3000:]
+            found = in_child(lambda: artefacts(mount / "runs"))
+            assert all(_same(found, expected, name) for name in expected) and not leftovers(mount / "runs"), size
+        finally:
+            subprocess.run(["umount", mount], check=True)
+    return {"disk_ends": ends, "disk_resumed_equal": len(ends)}
+
+
+PHASES = {
+    "storm": storm,
+    "stages": stages,
+    "bench": bench,
+    "mutants": mutants,
+    "cases": cases,
+    "memory": memory,
+    "disk": disk,
+}
 
 
 def say(message: str) -> None:

@@ -14,7 +14,7 @@ from foundation.archive import open_zip, read_member
 from recommender.data import ROW, DataError, Tables
 from recommender.importers.delimited import read_csv
 
-_TITLE_YEAR = r"^(.*?)\s*\((\d{4})\)\s*$"
+_TITLE_YEAR = r"^(.+?)\s*\((\d{4})\)\s*$"
 
 
 def read(source: Path) -> Tables:
@@ -73,13 +73,17 @@ def _member(archive: zipfile.ZipFile, names: dict[str, str], name: str) -> bytes
 
 
 def _fields(archive: zipfile.ZipFile, names: dict[str, str], name: str, separator: str, columns: list[str]) -> _Read:
-    """Lines split at a separator of any length, without quotes; the older files are Latin-1."""
-    content = _member(archive, names, name)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
+    """Lines split at a separator of any length, without quotes."""
+    text = _decode(_member(archive, names, name))
     if len(separator) > 1:  # the one-character reader needs one that no title holds
         text = text.replace("\x1f", " ").replace(separator, "\x1f")
         separator = "\x1f"
     return read_csv(text.encode(), name, columns, separator, quoted=False)
+
+
+def _decode(content: bytes) -> str:
+    """UTF-8, or Latin-1, as in the older files, in the lines that are not."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "\n".join(_decode(line) if b"\n" in content else line.decode("latin-1") for line in content.split(b"\n"))

@@ -88,11 +88,12 @@ _verified: set[str] = set()
 
 @opens
 def load_tokenizer(llm: Artifact) -> Any:
-    """The tokenizer, with a padding token."""
+    """The tokenizer, with a padding token; it has been seen to work."""
     tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm), trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
+    tokenizer(["item", "item 1"], padding=True, truncation=True, max_length=8)
     return tokenizer
 
 

@@ -322,7 +322,7 @@ def _finish(draft: Draft, key: Mapping[str, Any], inputs: Mapping[str, Artifact]
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     manifest["manifest_sha256"] = _sha256(manifest)
-    write_atomically(path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode())
+    write_atomically(path / MANIFEST, document(manifest))
     for folder in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
         fsync(folder)
 
@@ -405,6 +405,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def document(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest's file; no others are accepted (JSON with a key twice, for one, would say two things)."""
+    return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -439,7 +444,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     for name in manifest["files"]:
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name or name in ("", MANIFEST):
             raise ArtifactError(f"{where} names a file outside the artefact: {name!r}; do not use this artefact")
-    if manifest["manifest_sha256"] != _sha256({k: v for k, v in manifest.items() if k != "manifest_sha256"}):
+    own = _sha256({k: v for k, v in manifest.items() if k != "manifest_sha256"})
+    if manifest["manifest_sha256"] != own or where.read_bytes() != document(manifest):
         raise ArtifactError(f"{where} does not match its own sha256; {again}")
     for digest, ancestor in manifest["ancestors"].items():
         if digest != _sha256(ancestor):

@@ -33,23 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Every command and option; tests/test_cli.py freezes the list."""
     parser = argparse.ArgumentParser(prog="recdistill", description="Distil, quantize, export and measure an LLM recommender.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--recipe", type=Path, default=Path(DEFAULT_RECIPE), help=f"TOML file (default: {DEFAULT_RECIPE})")
-    common.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key, e.g. teacher.num_layers=6"
-    )
-    common.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="a dataset folder of your own instead of the recipe's source"
-    )
-    common.add_argument("--teacher", metavar="NAME", help="an asset, local folder or hub name instead of the recipe's LLM")
-    common.add_argument("--runs", type=Path, default=Path("runs"), help="where artefacts are kept (default: runs)")
-    common.add_argument("--overwrite", action="store_true", help="replace artefacts that were made differently")
 
     def stage(
         name: str, run: Callable[[argparse.Namespace], dict[str, Any]], about: str, group: Any = stages
     ) -> argparse.ArgumentParser:
-        sub = group.add_parser(name, help=about, description=about, parents=[] if run is _inspect else [common])
+        sub = group.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
+        if run is not _inspect:
+            _add_common(sub, again=group is not stages and group is not targets)
         return sub
 
     stage("data", _data, "import and validate the data")
@@ -60,9 +51,39 @@ def build_parser() -> argparse.ArgumentParser:
     targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
     stage("onnx", _export_onnx, "one ONNX graph: history in, top-K out", targets)
     stage("tensorrt", _export_tensorrt, "TensorRT engines from the ONNX graph", targets)
-    stage("bench", _bench, "accuracy, latency, throughput and memory of every variant")
+    checkpoint = stage("checkpoint", _export_checkpoint, "any trained student as an ONNX graph", targets)
+    checkpoint.add_argument("student", type=Path, help="the artefact of a student or control")
+    checkpoint.add_argument("out", type=Path, help="where the graph goes")
+    checkpoint.add_argument("--dataset", type=Path, required=True, help="the dataset artefact whose items it ranks")
+    bench = stage("bench", _bench, "accuracy, latency, throughput and memory of every variant")
+    more = bench.add_subparsers(dest="target", metavar="TARGET", title="instead of measuring every variant")
+    gate = stage("check-latency", _check_latency, "the gate: is this checkout slower than a base?", more)
+    gate.epilog = "exit code 0: pass (or a warning), 1: fail, 2: wrong usage, 3: this machine cannot judge now"
+    gate.add_argument("base", help="a git revision, or an artefact with a graph (then with --head)")
+    gate.add_argument("--head", default="", metavar="DIR", help="the artefact to compare with an artefact")
+    gate.add_argument("--student", type=Path, metavar="DIR", help="a trained checkpoint to export instead of a drawn one")
+    gate.add_argument("--dataset", type=Path, metavar="DIR", help="the dataset artefact of --student")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML")
+    gate.add_argument("--history", type=Path, metavar="FILE", help="append the result to a file of JSON lines")
+    prove = stage("prove-gate", _prove_gate, "how often the gate is right: identical and slowed-down sides, for hours", more)
+    prove.add_argument("--ledger", type=Path, default=Path("docs/results/gate.json"), metavar="FILE")
+    prove.add_argument("--max-minutes", type=float, default=0, help="stop after this long, to go on another time; 0 = finish")
     stage("inspect", _inspect, "what an artefact is, what made it, and whether it is whole").add_argument("artifact", type=Path)
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, again: bool) -> None:
+    """The options of every stage; `again`: below a command that has them too, whose values stand."""
+
+    def add(name: str, default: Any, **settings: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS if again else default, **settings)
+
+    add("--recipe", Path(DEFAULT_RECIPE), type=Path, help=f"TOML file (default: {DEFAULT_RECIPE})")
+    add("--set", [], action="append", metavar="KEY=VALUE", help="override a recipe key, e.g. teacher.num_layers=6")
+    add("--data", None, type=Path, metavar="FOLDER", help="a dataset folder of your own instead of the recipe's source")
+    add("--teacher", None, metavar="NAME", help="an asset, local folder or hub name instead of the recipe's LLM")
+    add("--runs", Path("runs"), type=Path, help="where artefacts are kept (default: runs)")
+    add("--overwrite", False, action="store_true", help="replace artefacts that were made differently")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        console.result(arguments.run(arguments))
+        result = arguments.run(arguments)
+        console.result(result)
+        return result.get("exit_code", 0)
     except KeyboardInterrupt:
         console.say(f"interrupted; {_GO_ON}")
         return INTERRUPTED
@@ -87,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -209,6 +231,45 @@ def _export_tensorrt(arguments: argparse.Namespace) -> dict[str, Any]:
         size = f"{engine['bytes'] / 2**20:.2f} MiB, built in {engine['build_s']:.1f} s"
         print(f"  {artifact.path / engine['file']}: target {engine['target']}, {size}")
     return {"stage": "export tensorrt", "path": str(artifact.path), **artifact.metrics}
+
+
+def _export_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
+    from export.onnx_graph import build_onnx
+    from foundation.artifact import load, make
+    from recommender.data import load_dataset
+    from recommender.split import build_sequences
+    from recommender.student import load_student
+
+    recipe = _torch_pipeline(arguments).recipe
+    student, data = load(arguments.student), load(arguments.dataset, "dataset")
+    sequences = build_sequences(load_dataset(data))
+    made = make(
+        arguments.out,
+        "onnx",
+        recipe={"export": recipe.export.model_dump(mode="json")},
+        inputs={"data": data, "student": student},
+        build=lambda draft: build_onnx(load_student(student), sequences, recipe.export, student.digest, draft),
+        overwrite=arguments.overwrite,
+    )
+    return {"stage": "export checkpoint", "path": str(made.path), "artifact_bytes": made.num_bytes, **made.metrics}
+
+
+def _check_latency(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.gate.command import Asked, check_latency
+
+    recipe = _pipeline(arguments).recipe
+    names = ("base", "head", "student", "junit", "history")
+    asked = Asked(data=arguments.dataset, **{name: getattr(arguments, name) for name in names})
+    code, found = check_latency(asked, recipe.student, recipe.gate, arguments.runs / "gate")
+    return {"stage": "check-latency", "exit_code": code, **found}
+
+
+def _prove_gate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.gate.prove import prove_gate
+
+    recipe = _pipeline(arguments).recipe
+    found = prove_gate(recipe.student, recipe.gate, arguments.ledger, arguments.runs / "gate", arguments.max_minutes)
+    return {"stage": "prove-gate", **found}
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from benchmark.config import BenchmarkSection
+from benchmark.gate.config import GateSection
 from distill.config import DistillSection, TargetsSection, TeacherSection, TextSection
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section
@@ -32,6 +33,7 @@ class Recipe(Section):
     quantize: QuantizeSection = QuantizeSection()
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
+    gate: GateSection = GateSection()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Recipe:

@@ -65,4 +65,4 @@ def forge(folder: Path, change: dict[str, Any] | None = None) -> None:
     }
     manifest |= change or {}
     manifest["manifest_sha256"] = artifact._sha256(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_bytes(artifact.document(manifest))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import foundation.artifact as store
 from foundation.artifact import MANIFEST, Artifact, ArtifactError, Draft, load, make, opens, sha256_file
 from foundation.content import ContentError, check_content
 from tests.faults import OPERATIONS, forge, killed_before
@@ -224,6 +228,15 @@ def test_an_onnx_graph_that_reads_another_file_is_refused(tmp_path: Path) -> Non
     check_content(save(helper.make_node("Constant", [], ["y"], value_floats=[1.0])))
 
 
+@pytest.mark.parametrize("change", [lambda text: text + "\n", lambda text: text.replace("{", '{"kind": "other",', 1)])
+def test_a_manifest_is_read_in_its_own_bytes_only(tmp_path: Path, change: Callable[[str], str]) -> None:
+    """White space is harmless; a key that stands there twice says different things to different readers."""
+    path = make_one(tmp_path / "a").path / MANIFEST
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ArtifactError, match="does not match its own sha256"):
+        load(path.parent)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path, value: float, dtype: str) -> None:
@@ -378,3 +391,151 @@ def test_a_read_that_fails_names_the_artefact(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match=r"a cannot be read as 'thing' \(KeyError: 'absent'\)"):
         read(make_one(tmp_path / "a"))
+
+
+def test_what_an_artefact_holds(tmp_path: Path) -> None:
+    def two(draft: Draft) -> None:
+        build(draft)
+        (draft.path / "body").mkdir()
+        (draft.path / "body" / "config.json").write_text("{}")
+
+    artifact = make_one(tmp_path / "a", build=two)
+    assert artifact.folder("body") == tmp_path / "a" / "body"
+    with pytest.raises(ArtifactError, match=r"\(thing\) has no file 'x'; it has: body/config.json, model.safetensors$"):
+        artifact.file("x")
+    with pytest.raises(ArtifactError, match=r"\(thing\) has no folder 'weights'"):
+        artifact.folder("weights")
+    (tmp_path / "a" / "one.txt").touch()
+    assert artifact.folder("body").is_dir()
+    (tmp_path / "a" / "two.txt").touch()
+    with pytest.raises(ArtifactError, match=r"does not name: one.txt, two.txt$"):
+        artifact.verify()
+    (tmp_path / "a" / "body" / "extra.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"does not name: body/extra.json$"):
+        artifact.folder("body")
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    def nested(draft: Draft) -> None:
+        (draft.path / "body").mkdir()
+        (draft.path / "body" / "config.json").write_text("{}")
+
+    artifact = make_one(tmp_path / "real" / "a", build=nested)
+    os.rename(artifact.path / "body", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", artifact.path / "body")
+    with pytest.raises(ArtifactError, match="not a plain file"):
+        load(artifact.path).file("body/config.json")
+    os.symlink(tmp_path / "real", tmp_path / "linked")
+    os.unlink(artifact.path / "body")
+    os.rename(tmp_path / "elsewhere", artifact.path / "body")
+    assert load(tmp_path / "linked" / "a").file("body/config.json").is_file()  # above it, a link is the user's own affair
+
+
+def test_a_changed_byte_is_noticed_though_the_size_is_the_same(tmp_path: Path) -> None:
+    path = make_one(tmp_path / "a").path / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="sha256"):
+        load(path.parent).file(WEIGHTS)
+
+
+def test_files_are_read_once_per_process_and_parsed_once_per_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, parsed = [], []
+    monkeypatch.setattr(store, "check_content", lambda path: parsed.append(path))
+    artifact = make_one(tmp_path / "a")
+    assert [path.name for path in parsed] == [WEIGHTS]
+    original = sha256_file
+    monkeypatch.setattr(store, "sha256_file", lambda path: hashed.append(path) or original(path))
+    assert artifact.file(WEIGHTS) == load(tmp_path / "a").file(WEIGHTS) == tmp_path / "a" / WEIGHTS
+    assert hashed == [tmp_path / "a" / WEIGHTS]
+    assert len(parsed) == 1
+    os.rename(tmp_path / "a", tmp_path / "b")
+    load(tmp_path / "b").file(WEIGHTS)
+    assert parsed[1:] == hashed[1:] == [tmp_path / "b" / WEIGHTS]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_of_the_checkpoint_is_taken_and_kept_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError("no hard links here")
+
+    def resumable(draft: Draft) -> None:
+        save_file({"weight": np.ones(3, np.float32)}, draft.checkpoint / WEIGHTS)
+        draft.take(WEIGHTS)
+        assert (draft.checkpoint / WEIGHTS).read_bytes() == (draft.path / WEIGHTS).read_bytes()
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    artifact = make_one(tmp_path / "a", build=resumable)
+    assert load_file(artifact.file(WEIGHTS))["weight"].tolist() == [1, 1, 1]
+    assert not list(tmp_path.glob(".*"))
+
+
+class OutOfMemoryError(Exception):
+    """As torch's own is named."""
+
+
+@pytest.mark.parametrize(
+    ("error", "machine"),
+    [
+        (MemoryError(), True),
+        (OutOfMemoryError("CUDA"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("No space left on device (os error 28)"), True),
+        (OSError(28, "No space left on device"), True),
+        (PermissionError(13, "Permission denied"), True),
+        (ImportError("no module"), True),
+        (FileNotFoundError(2, "No such file"), False),
+        (IsADirectoryError(21, "Is a directory"), False),
+        (NotADirectoryError(20, "Not a directory"), False),
+        (OSError("a library's own words"), False),
+        (ValueError("shape"), False),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_a_file(error: Exception, machine: bool) -> None:
+    assert store.is_machine_error(error) is machine
+
+
+@pytest.mark.parametrize(("said", "reason"), [("", "no reason given"), ("x" * 400, "x" * 300), (" one\ntwo", "one")])
+def test_an_unreadable_artefact_is_said_in_one_line(tmp_path: Path, said: str, reason: str) -> None:
+    @opens
+    def read(artifact: Artifact) -> None:
+        raise KeyError if not said else RuntimeError(said)
+
+    artifact = make_one(tmp_path / "a")
+    with pytest.raises(ArtifactError) as error:
+        read(artifact)
+    kind = "RuntimeError" if said else "KeyError"
+    assert str(error.value) == f"{tmp_path / 'a'} cannot be read as 'thing' ({kind}: {reason}); delete it and make it again"
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    recipe = {"first": {"a": 1, "b": {"c": 2}}, "second": 3}
+    make_one(tmp_path / "a", recipe)
+    for change, message in (
+        ({"second": 4}, r"\(second: 3 there, 4 now\)"),
+        ({"first": {"a": 1, "b": {"c": 5}}}, r"\(first.b.c: 2 there, 5 now\)"),
+        ({"third": 1}, r"\(third: None there, 1 now\)"),
+    ):
+        with pytest.raises(ArtifactError, match=message + r"; pass --overwrite \(OVERWRITE=1 with make\) to replace it, or "):
+            make_one(tmp_path / "a", recipe | change)
+    (tmp_path / "a" / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match=r"was made differently \(.*is not valid JSON"):
+        make_one(tmp_path / "a", recipe)
+
+
+def test_what_is_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "er" / "a"
+    artifact = make_one(out)
+    make_one(out)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(f"making {out}")
+    assert re.search(rf"made {re.escape(str(out))} in \d\.\d s$", said[1])
+    assert said[2].endswith(f"reusing {out}")
+    assert 0 <= artifact.metrics["build_s"] < 60
+    assert artifact.metrics["build_s"] == round(artifact.metrics["build_s"], 3)
+    created = datetime.strptime(artifact.manifest["created"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert abs((datetime.now(UTC) - created).total_seconds()) < 60

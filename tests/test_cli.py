@@ -28,7 +28,10 @@ COMMANDS = {
     "quantize": COMMON,
     "export onnx": COMMON,
     "export tensorrt": COMMON,
+    "export checkpoint": sorted([*COMMON, "--dataset", "out", "student"]),
     "bench": COMMON,
+    "bench check-latency": sorted([*COMMON, "--dataset", "--head", "--history", "--junit", "--student", "base"]),
+    "bench prove-gate": sorted([*COMMON, "--ledger", "--max-minutes"]),
     "inspect": ["--help", "artifact"],
 }
 
@@ -40,9 +43,9 @@ def test_no_new_options() -> None:
 
 def commands(parser: argparse.ArgumentParser, prefix: str = "") -> list[tuple[str, list[str]]]:
     subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not subs:
-        return [(prefix, sorted(a.option_strings[-1] if a.option_strings else a.dest for a in parser._actions))]
-    return [entry for name, sub in subs[0].choices.items() for entry in commands(sub, f"{prefix} {name}".strip())]
+    options = sorted(a.option_strings[-1] if a.option_strings else a.dest for a in parser._actions if a not in subs)
+    own = [] if subs and subs[0].required else [(prefix, options)]
+    return own + [entry for s in subs for name, sub in s.choices.items() for entry in commands(sub, f"{prefix} {name}".strip())]
 
 
 @pytest.mark.parametrize("code", ["from recdistill.cli import build_parser; build_parser()", "import recdistill.recipe"])

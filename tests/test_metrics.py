@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from recommender.baselines import fit_item_knn, fit_popularity
 from recommender.evaluate import evaluate, target_ranks
-from recommender.metrics import bootstrap_ci, hit_rate, ndcg, paired_relative_difference, reciprocal_rank
+from recommender.metrics import (
+    _resampled_means,
+    bootstrap_ci,
+    hit_rate,
+    ndcg,
+    paired_relative_difference,
+    reciprocal_rank,
+    summary,
+)
 from recommender.ranking import pad_left, top_k
 from recommender.split import Sequences
 
@@ -46,6 +54,38 @@ def test_paired_difference() -> None:
     assert paired_relative_difference(old_U, np.zeros(500)) is None
     with pytest.raises(ValueError, match="paired comparison"):
         paired_relative_difference(old_U[:3], old_U)
+
+
+def test_intervals_repeat_and_follow_their_seed() -> None:
+    value_U = np.random.default_rng(1).random(30)
+    assert bootstrap_ci(value_U) == bootstrap_ci(value_U, seed=0) != bootstrap_ci(value_U, seed=1)
+    new_U = value_U**2
+    ci = {seed: paired_relative_difference(new_U, value_U, seed=seed)["ci95"] for seed in (0, 1)}
+    assert paired_relative_difference(new_U, value_U)["ci95"] == ci[0] != ci[1]
+
+
+def test_resampling_draws_every_user_and_as_often_as_asked() -> None:
+    means = _resampled_means(np.eye(3), 1001, seed=0)
+    assert means.shape == (1001, 3)
+    assert means.mean(axis=0) == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert (means == _resampled_means(np.eye(3), 1001, seed=0)).all()
+
+
+def test_a_ratio_needs_ten_hits_and_survives_a_draw_without_any() -> None:
+    old_U = np.zeros(4000)
+    old_U[:10] = 1.0
+    with np.errstate(all="raise"):
+        found = paired_relative_difference(old_U, old_U, num_resamples=60_000)  # about three draws without a hit
+    assert found is not None
+    assert found["ci95"] == [0.0, 0.0]
+    old_U[0] = 0.0
+    assert paired_relative_difference(old_U, old_U) is None
+
+
+def test_summary() -> None:
+    found = summary(np.array([1, 3, 0, 11]), 10)
+    assert found == pytest.approx({"hr_at_10": 0.5, "ndcg_at_10": (1 + 0.5) / 4, "mrr_at_10": (1 + 1 / 3) / 4})
+    assert hit_rate(np.array([1]), 1).dtype == np.float64
 
 
 @settings(deadline=None)

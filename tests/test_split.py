@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import polars as pl
 import pytest
@@ -46,6 +48,36 @@ def test_repeats_keep_the_first() -> None:
     assert build_sequences(dataset([("a", "i1", 1), ("a", "i2", 2), ("a", "i1", 3)])).user(0).tolist() == [1, 2]
 
 
+def test_a_large_table_keeps_users_in_order_and_ties_in_file_order() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(f"u{u:03d}", f"i{item + 1}", 7) for u in rng.permutation(400) for item in rng.permutation(60)]
+    order = rng.permutation(len(rows))
+    sequences = build_sequences(dataset([rows[i] for i in order], num_items=60))
+    assert sequences.user_ids == [f"u{u:03d}" for u in range(400)]
+    assert sequences.items.dtype == np.int32
+    expected: dict[str, list[int]] = {}
+    for i in order:
+        expected.setdefault(rows[i][0], []).append(int(rows[i][1][1:]))
+    assert [sequences.user(u).tolist() for u in range(400)] == [expected[user] for user in sequences.user_ids]
+
+
+def test_histories_before_their_targets() -> None:
+    sequences = of([1, 2, 3, 4, 5, 6, 7])
+    assert sequences.history(0, "validation").tolist() == [1, 2, 3, 4, 5]
+    assert sequences.history(0, "test").tolist() == [1, 2, 3, 4, 5, 6]
+    counts = sequences.train_counts()
+    assert (counts.dtype, len(counts), counts.sum()) == (np.int64, sequences.num_items + 1, 5)
+
+
+def test_the_smallest_usable_data() -> None:
+    require_usable(of([1, 2, 3, 4]))
+    sequences = of([1, 2, 3, 4])
+    with pytest.raises(DataError, match="has 20 items; ranking the top 20 needs more"):
+        require_usable(Sequences(sequences.user_ids, sequences.item_ids[:20], sequences.offsets, sequences.items))
+    with pytest.raises(DataError, match=r"^no user has two items left for training after the last two are set apart$"):
+        require_usable(of([1, 2, 3]))
+
+
 def test_leave_one_out() -> None:
     sequences = of([1, 2, 3, 4], [5, 6], [7])
     assert sequences.evaluated_users.tolist() == [0]
@@ -72,6 +104,11 @@ def test_data_too_small_is_refused_before_training(sequences: Sequences, message
 
 
 def test_targets_digest_names_users_and_items() -> None:
+    digest = hashlib.sha256(b"u0\ti3\nu2\ti9\n").hexdigest()
+    assert (
+        of([1, 2, 3], [4], [5, 6, 7, 9]).targets_sha256() == of([1, 2, 3], [4], [5, 6, 7, 9]).targets_sha256("test") == digest
+    )
+    assert of([1, 2, 3], [4], [5, 6, 7, 9]).targets_sha256("validation") != digest
     one, other = of([1, 2, 3]), of([1, 2, 4])
     assert one.targets_sha256() != other.targets_sha256()
     assert one.targets_sha256() == of([2, 1, 3]).targets_sha256()

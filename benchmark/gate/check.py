@@ -1,0 +1,128 @@
+"""The gate's procedure: measure, judge, measure again where it is not clear, and never fail on one reading.
+
+    FAIL      a metric is over its budget, and again with fresh processes
+    PASS      every metric is within its budget
+    UNCLEAR   neither, after as many groups as the section allows: a warning, not a failure
+    UNFIT     base differs from itself, or too noisily to tell: this machine cannot judge
+
+Time is compared by interleaved pairs (`measure.py`, `verdict.py`). Memory, bytes and NDCG are ratios of what was counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.gate.config import GateSection
+from benchmark.gate.measure import LATENCY, THROUGHPUT, Samples, Side, measure
+from benchmark.gate.verdict import Estimate, Finding, Judged, estimate, judge, unfit
+from recommender.evaluate import recommend_all, target_ranks
+from recommender.metrics import ndcg
+from recommender.ranking import pad_left
+from recommender.runtimes.onnxruntime import OnnxRecommender
+
+_K = 20
+_MAX_COMPARED = 1000
+
+
+class Verdict(Enum):
+    """The answer, and the exit code it stands for."""
+
+    PASS = 0
+    FAIL = 1
+    UNFIT = 3
+    UNCLEAR = 4
+
+    @property
+    def exit_code(self) -> int:
+        """A gate that cannot tell warns and lets pass."""
+        return 0 if self is Verdict.UNCLEAR else self.value
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A ratio of head to base that is no measurement of time."""
+
+    metric: str
+    ratio: float
+    budget: float
+    within: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found."""
+
+    verdict: Verdict
+    judged: Sequence[Judged]
+    control: dict[str, Estimate]
+    reason: str
+    groups: int
+    seconds: float
+    counted: Sequence[Counted] = field(default=())
+    overlap: float | None = None
+
+
+def check_time(head: Side, base: Side, histories: Path, section: GateSection) -> tuple[Outcome, Samples]:
+    """The verdict on latency and throughput, with what was measured."""
+    started = time.monotonic()
+    budgets = {name: b for name in (LATENCY, THROUGHPUT) if (b := getattr(section.budgets, name)) is not None}
+    samples, verdict, judged, reason = Samples(), None, [], ""
+    while verdict is None:
+        samples = samples.extended(measure(head, base, histories, section, section.groups, samples.groups))
+        judged, reason = judge(samples.head, budgets, section), unfit(samples.control, section)
+        slower = {entry.metric for entry in judged if entry.finding is Finding.SLOWER}
+        if slower and not reason:
+            again = measure(head, base, histories, section, section.groups, samples.groups)
+            found = judge(again.head, budgets, section)
+            confirmed = slower & {entry.metric for entry in found if entry.finding is Finding.SLOWER}
+            samples = samples.extended(again)
+            if confirmed and not unfit(again.control, section):
+                verdict = Verdict.FAIL
+                judged = [entry if entry.metric in confirmed else other for entry, other in zip(judged, found, strict=True)]
+        elif not reason and all(entry.finding is Finding.WITHIN for entry in judged):
+            verdict = Verdict.PASS
+        if verdict is None and samples.groups >= section.max_groups:
+            verdict = Verdict.UNFIT if reason else Verdict.UNCLEAR
+    control = {name: estimate(values, 1.0, section.resamples) for name, values in samples.control.items()}
+    return Outcome(verdict, judged, control, reason, samples.groups, time.monotonic() - started), samples
+
+
+def check(
+    head: Side, base: Side, histories: list[np.ndarray], targets: np.ndarray | None, folder: Path, section: GateSection
+) -> Outcome:
+    """The whole verdict. `targets` are the histories' next items (item_index); None: base's first item of each."""
+    history_file = folder / "histories.npy"
+    np.save(history_file, pad_left(histories, 50), allow_pickle=False)
+    timed, samples = check_time(head, base, history_file, section)
+    counted, budgets = [], section.budgets
+    if budgets.peak_rss is not None:
+        ratio_G = samples.peak_rss[:, 0] / samples.peak_rss[:, 1]
+        counted.append(_at_most("peak_rss", float(np.median(ratio_G)), budgets.peak_rss))
+    if budgets.artifact_bytes is not None:
+        counted.append(
+            _at_most("artifact_bytes", head.graph.stat().st_size / base.graph.stat().st_size, budgets.artifact_bytes)
+        )
+    ratio, overlap = _ranking(head, base, histories[:_MAX_COMPARED], targets)
+    if budgets.min_ndcg is not None:
+        counted.append(Counted("ndcg_at_10", ratio, budgets.min_ndcg, ratio >= budgets.min_ndcg))
+    verdict = timed.verdict if all(entry.within for entry in counted) else Verdict.FAIL
+    return Outcome(verdict, timed.judged, timed.control, timed.reason, timed.groups, timed.seconds, tuple(counted), overlap)
+
+
+def _at_most(metric: str, ratio: float, budget: float) -> Counted:
+    return Counted(metric, ratio, budget, ratio <= budget)
+
+
+def _ranking(head: Side, base: Side, histories: list[np.ndarray], targets: np.ndarray | None) -> tuple[float, float]:
+    """(NDCG@10 of head over base, mean share of common items in the top K)."""
+    head_NK, base_NK = (recommend_all(OnnxRecommender(side.graph, 1), histories, _K) for side in (head, base))
+    target_N = base_NK[:, 0] if targets is None else targets[:_MAX_COMPARED]
+    head_N, base_N = (ndcg(target_ranks(top_NK, target_N), 10) for top_NK in (head_NK, base_NK))
+    overlap = float((head_NK[:, :, None] == base_NK[:, None, :]).any(-1).mean())
+    return (float(head_N.mean() / base_N.mean()) if base_N.any() else 1.0), overlap

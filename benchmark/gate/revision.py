@@ -1,0 +1,93 @@
+"""A revision of this repository as something that can be served: its files, its environment, its export of a checkpoint."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+from foundation import console
+from foundation.artifact import ArtifactError, Unavailable, load
+from recommender.runtimes.onnxruntime import GRAPH
+
+
+class NoGate(RuntimeError):
+    """A base from before there was a gate: there is nothing to compare with."""
+
+
+class UsageError(ValueError):
+    """A base that is neither a revision nor an artefact, or a command that cannot be carried out."""
+
+
+def resolve(revision: str, repository: Path) -> str:
+    """The full hash of a git revision."""
+    found = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    if found is None:
+        raise UsageError(
+            f"{revision!r} is no git revision of {repository} (in CI: fetch it first, e.g. fetch-depth: 0), and no artefact"
+        )
+    return found.decode().strip()
+
+
+def checked_out(commit: str, repository: Path, folder: Path) -> Path:
+    """The files of `commit` in a folder of their own; kept for the next time."""
+    out = folder / commit[:12]
+    if not out.exists():
+        content = _git(repository, "archive", "--format=tar", commit)
+        if content is None:
+            raise UsageError(f"the files of {commit} cannot be read from {repository}")
+        aside = folder / f".{commit[:12]}.partial"
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            archive.extractall(aside, filter="data")
+        os.replace(aside, out)
+    return out
+
+
+def python_of(checkout: Path, repository: Path) -> str:
+    """The interpreter of the environment `checkout` asks for: this one, where both ask for the same libraries."""
+    if _requirements(checkout) == _requirements(repository):
+        return sys.executable
+    venv = checkout / ".venv"
+    if not (venv / ".installed").exists():
+        console.say(f"{checkout} asks for other libraries; making its environment (minutes, once)")
+        made = subprocess.run(["bash", "tools/install.sh", ".venv"], cwd=checkout, capture_output=True, text=True)
+        if made.returncode:
+            raise Unavailable(f"the environment of {checkout} cannot be made: {_last_line(made.stderr)}")
+        (venv / ".installed").touch()
+    return str(venv / "bin" / "python")
+
+
+def exported(checkout: Path, python: str, student: Path, data: Path, out: Path) -> Path:
+    """The graph of `student` as this revision exports it."""
+    command = [python, "-P", "-m", "recdistill.cli", "export", "checkpoint", str(student), str(out), "--dataset", str(data)]
+    command += ["--overwrite", "--set", "export.parity_histories=100"]
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    if "invalid choice" in done.stderr:
+        raise NoGate(f"{checkout.name} has no `export checkpoint`: it is from before the gate")
+    if done.returncode:
+        raise ArtifactError(f"{checkout} cannot export {student}: {_last_line(done.stderr)}")
+    return load(out).file(GRAPH)
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def _requirements(checkout: Path) -> tuple[object, str]:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    constraints = checkout / "constraints.txt"
+    return sorted(project["dependencies"]), constraints.read_text() if constraints.exists() else ""
+
+
+def _git(repository: Path, *command: str) -> bytes | None:
+    """What git says, or None where it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(repository), *command], capture_output=True)
+    except FileNotFoundError:
+        raise Unavailable("git is needed to compare revisions, and is not installed") from None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,332 @@
+"""The latency gate: its statistics on samples of known nature, its procedure, its processes, its reports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import benchmark.gate.check as check_module
+from benchmark.gate import prove
+from benchmark.gate.check import Verdict, check, check_time
+from benchmark.gate.checkpoint import drawn_checkpoint
+from benchmark.gate.command import REPOSITORY, Asked, check_latency
+from benchmark.gate.config import Budgets, GateSection
+from benchmark.gate.explain import figures, junit, markdown, text
+from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side, measure
+from benchmark.gate.revision import UsageError, checked_out, resolve
+from benchmark.gate.verdict import Finding, estimate, holm, judge, unfit
+from export.config import ExportSection
+from export.onnx_graph import build_onnx
+from foundation.artifact import make
+from recommender.config import StudentSection
+from recommender.data import load_dataset
+from recommender.ranking import pad_left
+from recommender.runtimes.onnxruntime import GRAPH
+from recommender.split import Sequences, build_sequences
+from recommender.student import load_student
+
+SHAPE = StudentSection(hidden_size=16, num_layers=1, max_length=16)
+QUICK = GateSection(groups=2, max_groups=4, blocks=2, block_s=0.005, warmup_s=0.01, num_items=200, batch_size=8, resamples=200)
+
+
+def noise(ratio: float = 1.0, spread: float = 0.01, groups: int = 5, seed: int = 0) -> np.ndarray:
+    """ln ratios as a machine gives them: processes differ, and blocks within them."""
+    rng = np.random.default_rng(seed)
+    return np.log(ratio) + rng.normal(0, spread, (groups, 1)) + rng.normal(0, spread, (groups, 6))
+
+
+# --- statistics
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    held = [
+        found.low <= 1.03 <= found.high for found in (estimate(noise(1.03, groups=10, seed=s), 1.0, 400) for s in range(200))
+    ]
+    assert 0.85 <= np.mean(held) <= 0.99
+
+
+def test_findings() -> None:
+    budgets, section = {LATENCY: 1.05}, GateSection()
+
+    def finding(values: np.ndarray) -> Finding:
+        return judge({LATENCY: values}, budgets, section)[0].finding
+
+    assert finding(noise(1.10)) is Finding.SLOWER
+    assert finding(noise(1.00)) is Finding.WITHIN
+    assert finding(noise(1.05, 0.02)) is Finding.UNCLEAR
+    assert finding(noise(1.00, 0.10)) is Finding.UNCLEAR
+    assert finding(noise(1.04, 0.001)) is Finding.WITHIN  # surely slower, but within what is allowed
+    judged = judge({LATENCY: noise(0.90)}, budgets, section)[0]
+    assert judged.faster and judged.finding is Finding.WITHIN
+    assert not judge({LATENCY: noise(1.10)}, budgets, section)[0].faster
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.02, "c": 0.5}, 0.025) == set()  # .01 > .025 / 3
+    assert holm({"a": 0.008, "b": 0.0124, "c": 0.5}, 0.025) == {"a", "b"}
+    assert holm({"a": 0.008, "b": 0.02, "c": 0.001}, 0.025) == {"a", "b", "c"}
+
+
+def test_several_metrics_alarm_no_more_often_than_one() -> None:
+    """Ratios at the tolerated value: a test at the plain level would alarm in either of two metrics twice as often."""
+    alarms = 0
+    for seed in range(400):
+        values = {name: noise(1.02, 0.03, seed=1000 * n + seed) for n, name in enumerate("abcd")}
+        p_values = {name: estimate(own, 1.02, 400).p_tolerated for name, own in values.items()}
+        alarms += bool(holm(p_values, 0.025))
+    assert alarms / 400 < 0.10
+
+
+@pytest.mark.parametrize(
+    ("control", "reason"),
+    [(noise(1.0), ""), (noise(1.05, 0.002), "of base against itself is 1.0"), (noise(1.0, 0.3), "as wide as")],
+)
+def test_a_machine_that_cannot_judge_is_told_by_its_control(control: np.ndarray, reason: str) -> None:
+    found = unfit({LATENCY: control}, GateSection())
+    assert (reason in found) if reason else not found
+
+
+# --- procedure
+
+
+def simulated(monkeypatch: pytest.MonkeyPatch, head: Callable[[int], np.ndarray], control: np.ndarray) -> None:
+    """Replace the clock by samples: `head(n)` is the n-th measurement."""
+    calls = iter(range(100))
+
+    def fake(*args: object) -> Samples:
+        values = head(next(calls))
+        return Samples({LATENCY: values}, {LATENCY: control[: len(values)]}, np.ones((len(values), 2)))
+
+    monkeypatch.setattr(check_module, "measure", fake)
+
+
+def verdict_of(section: GateSection | None = None) -> tuple[Verdict, int]:
+    side = Side("side", Path(), Path())
+    outcome, _ = check_time(side, side, Path(), section or GateSection(budgets=Budgets(throughput_time=None)))
+    return outcome.verdict, outcome.groups
+
+
+def test_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch, lambda n: noise(1.0, seed=n), noise())
+    assert verdict_of() == (Verdict.PASS, 5)
+
+
+def test_fail_needs_a_second_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch, lambda n: noise(1.1, seed=n), noise())
+    assert verdict_of() == (Verdict.FAIL, 10)
+    simulated(monkeypatch, lambda n: noise(1.1 if n == 0 else 0.99, 0.005, seed=n), noise())
+    assert verdict_of() == (Verdict.UNCLEAR, 15)  # a bad moment: the fresh processes did not confirm it
+
+
+def test_more_groups_are_measured_where_it_is_not_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch, lambda n: noise(1.045, 0.05, seed=3 + n), noise())
+    assert verdict_of() == (Verdict.UNCLEAR, 15)
+    assert Verdict.UNCLEAR.exit_code == 0
+
+
+def test_an_unfit_machine_says_so_whatever_head_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ratio in (1.0, 1.3):
+        simulated(monkeypatch, lambda n, ratio=ratio: noise(ratio, seed=n), noise(1.05, 0.001))
+        assert verdict_of() == (Verdict.UNFIT, 15)
+    assert Verdict.UNFIT.exit_code == 3
+
+
+def test_identical_sides_do_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise twice as large as this design was made for."""
+    for seed in range(60):
+        simulated(monkeypatch, lambda n, seed=seed: noise(1.0, 0.04, seed=100 * seed + n), noise())
+        assert verdict_of()[0] is not Verdict.FAIL
+
+
+# --- processes
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Sequences]:
+    folder = tmp_path_factory.mktemp("gate")
+    student, data = drawn_checkpoint(SHAPE, QUICK.num_items, folder)
+    sequences = build_sequences(load_dataset(data))
+    section = ExportSection(parity_histories=20)
+
+    def build(draft) -> None:
+        build_onnx(load_student(student), sequences, section, student.digest, draft)
+
+    graph = make(folder / "graph", "onnx", recipe={}, inputs={}, build=build)
+    return Side("side", graph.file(GRAPH), REPOSITORY), sequences
+
+
+def histories_file(sequences: Sequences, folder: Path) -> Path:
+    np.save(folder / "h.npy", pad_left([sequences.history(u, "test") for u in sequences.evaluated_users], 16))
+    return folder / "h.npy"
+
+
+def test_a_planted_slow_down_is_seen_as_large_as_it_is(served: tuple[Side, Sequences], tmp_path: Path) -> None:
+    side, sequences = served
+    slow = Side("slow", side.graph, side.checkout, slowdown=1.0)
+    section = QUICK.model_copy(update={"blocks": 6, "block_s": 0.02})
+    samples = measure(slow, side, histories_file(sequences, tmp_path), section, groups=2)
+    assert samples.groups == 2
+    for metric in (LATENCY, THROUGHPUT):
+        assert samples.head[metric].shape == samples.control[metric].shape == (2, 6)
+        assert np.exp(np.median(samples.head[metric])) == pytest.approx(2.0, rel=0.3)
+        assert np.exp(np.median(samples.control[metric])) == pytest.approx(1.0, rel=0.3)
+    assert (samples.peak_rss > 20e6).all()
+
+
+def test_a_whole_check(served: tuple[Side, Sequences], tmp_path: Path) -> None:
+    side, sequences = served
+    users = sequences.evaluated_users
+    histories = [sequences.history(u, "test") for u in users]
+    slow = Side("slow", side.graph, side.checkout, slowdown=3.0)
+    outcome = check(slow, side, histories, None, tmp_path, QUICK)
+    assert outcome.verdict in (Verdict.FAIL, Verdict.UNFIT)  # unfit where a neighbour takes the machine
+    assert outcome.overlap == 1.0
+    assert {entry.metric: entry.ratio for entry in outcome.counted if entry.metric != "peak_rss"} == {
+        "artifact_bytes": 1.0,
+        "ndcg_at_10": 1.0,
+    }
+
+
+def test_a_side_that_cannot_be_served_is_named(tmp_path: Path) -> None:
+    (tmp_path / GRAPH).write_bytes(b"no graph")
+    np.save(tmp_path / "h.npy", np.ones((2, 3), np.int64))
+    side = Side("the base", tmp_path / GRAPH, REPOSITORY)
+    with pytest.raises(GateError, match=r"the base cannot serve .*model.onnx: "):
+        measure(side, side, tmp_path / "h.npy", QUICK, groups=1)
+
+
+def test_another_ranking_is_an_accuracy_failure(
+    served: tuple[Side, Sequences], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    side, sequences = served
+    model = onnx.load(side.graph)
+    table = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(table.raw_data, np.float32)
+    table.raw_data = (values + np.random.default_rng(0).normal(0, values.std() / 3, len(values))).astype(np.float32).tobytes()
+    onnx.save(model, tmp_path / GRAPH)
+    histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
+    simulated(monkeypatch, lambda n: noise(1.0, seed=n), noise())
+    section = GateSection(budgets=Budgets(throughput_time=None))
+    outcome = check(Side("other", tmp_path / GRAPH, REPOSITORY), side, histories, None, tmp_path, section)
+    assert outcome.verdict is Verdict.FAIL
+    assert {entry.metric: entry.within for entry in outcome.counted} == {
+        "peak_rss": True,
+        "artifact_bytes": True,
+        "ndcg_at_10": False,
+    }
+    shown = text(outcome, "HEAD", "main (abc)")
+    assert "FAIL ndcg_at_10" in shown and "ok   latency_p50" in shown and shown.splitlines()[-1].startswith("FAIL: ")
+    suite = ElementTree.fromstring(junit(outcome))
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "1")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["ndcg_at_10"]
+    assert "| ndcg_at_10 | FAIL |" in markdown(outcome, "HEAD", "main")
+    assert json.loads(json.dumps(figures(outcome)))["metrics"]["ndcg_at_10"]["within"] is False
+
+
+# --- revisions
+
+
+def git(folder: Path, *command: str) -> str:
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    return subprocess.run(["git", *settings, *command], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_revision_is_checked_out_beside_the_working_tree(tmp_path: Path) -> None:
+    repository, folder = tmp_path / "repository", tmp_path / "work"
+    repository.mkdir()
+    folder.mkdir()
+    git(repository, "init")
+    (repository / "f.txt").write_text("old")
+    git(repository, "add", ".")
+    git(repository, "commit", "-m", "one")
+    (repository / "f.txt").write_text("new, not committed")
+    commit = resolve("HEAD", repository)
+    assert commit == git(repository, "rev-parse", "HEAD")
+    checkout = checked_out(commit, repository, folder)
+    assert (checkout / "f.txt").read_text() == "old"
+    assert checked_out(commit, repository, folder) == checkout
+    assert (repository / "f.txt").read_text() == "new, not committed"
+    with pytest.raises(UsageError, match="'no-such' is no git revision"):
+        resolve("no-such", repository)
+
+
+def test_a_base_without_a_gate_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "repository"
+    (repository / "recdistill").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (repository / name).write_text((REPOSITORY / name).read_text())
+    (repository / "recdistill" / "__init__.py").touch()
+    cli = "import argparse\np = argparse.ArgumentParser()\np.add_argument('stage', choices=['data'])\np.parse_args()\n"
+    (repository / "recdistill" / "cli.py").write_text(cli)
+    git(repository, "init")
+    git(repository, "add", ".")
+    git(repository, "commit", "-m", "from before the gate")
+    monkeypatch.setattr("benchmark.gate.command.REPOSITORY", repository)
+    code, found = check_latency(Asked("HEAD"), SHAPE, QUICK, tmp_path / "work")
+    assert (code, found["verdict"]) == (0, "NO BASE")
+    assert "it is from before the gate; nothing is compared" in capsys.readouterr().err
+
+
+def test_artefacts_are_compared_with_each_other(
+    served: tuple[Side, Sequences], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(served[0].graph.parent)
+    with pytest.raises(UsageError, match="--head DIR"):
+        check_latency(Asked(folder), SHAPE, QUICK, tmp_path / "work")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    asked = Asked(folder, head=folder, junit=tmp_path / "junit.xml", history=tmp_path / "history.jsonl")
+    generous = QUICK.model_copy(
+        update={"budgets": Budgets(latency_p50=3.0, throughput_time=3.0), "max_unfit": 2.0, "max_width": 9.0}
+    )
+    code, found = check_latency(asked, SHAPE, generous, tmp_path / "work")
+    assert (code, found["verdict"]) == (0, "PASS")
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "0"
+    assert "Latency gate: PASS" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "history.jsonl").read_text())["verdict"] == "PASS"
+    assert "PASS: every metric is within its budget" in capsys.readouterr().out
+
+
+# --- the proof
+
+
+def test_the_ledger_resumes_and_begins_anew_for_another_gate(
+    served: tuple[Side, Sequences], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def run(kind: prove.Kind, *args: object) -> dict:
+        made.append(kind)
+        slow = bool(kind.slowdown)
+        return {**prove.asdict(kind), "verdict": "FAIL" if slow else "PASS", "seconds": 20.0, "groups": 5, "faster": False,
+                "ratios": {LATENCY: 1.1 if slow else 1.0, THROUGHPUT: 1.0}, "reason": "", "naive_ratio": 1.2}  # fmt: skip
+
+    monkeypatch.setattr(prove, "_run", run)
+    monkeypatch.setattr(prove, "exported", lambda *args: served[0].graph)
+    plan = {prove.Kind(0.0, 1.05, hog=False): 3, prove.Kind(0.1, 1.05, hog=False): 2}
+    monkeypatch.setattr(prove, "PLAN", plan)
+    ledger = tmp_path / "results" / "gate.json"
+    prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=1e-9)
+    found = prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
+    assert len(made) == found["runs_done"] == 5
+    assert (found["aa_runs"], found["aa_false_alarms"], found["naive_false_alarm_rate"]) == (3, 0, 1.0)
+    assert [(entry["runs"], entry["caught"]) for entry in found["planted"]] == [(2, 2)]
+    prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
+    assert len(made) == 5
+    prove.prove_gate(SHAPE, QUICK.model_copy(update={"resamples": 300}), ledger, tmp_path, max_minutes=0)
+    assert len(made) == 10
+
+
+def test_bounds_of_a_rate() -> None:
+    assert prove.upper95(0, 300) == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert prove.upper95(0, 300) < 0.01 < prove.upper95(1, 300)
+    assert prove.upper95(0, 0) is None

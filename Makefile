@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench smoke test test-gpu test-network check format torture peer-gptq clean
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench check-latency prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -53,6 +53,14 @@ export-trt: $(VENV)/.tensorrt ## the ONNX graph, and TensorRT engines from it
 bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
 	$(RECDISTILL) bench $(OPTIONS)
 
+BASE ?= origin/main
+check-latency: setup ## the latency gate: is this checkout slower than BASE (a git revision, or an artefact beside HEAD=DIR)?
+	$(RECDISTILL) bench check-latency "$(BASE)" $(OPTIONS) $(if $(HEAD),--head "$(HEAD)") $(if $(JUNIT),--junit "$(JUNIT)") \
+	    $(if $(HISTORY),--history "$(HISTORY)")
+
+prove-gate: setup ## how often the gate is right (hours; goes on where it was interrupted)
+	$(RECDISTILL) bench prove-gate $(OPTIONS)
+
 smoke: $(VENV)/.dev ## the whole chain on constructed data in about a minute
 	$(BIN)/pytest -q tests/test_smoke.py --durations=1
 
@@ -73,6 +81,18 @@ check: $(VENV)/.dev ## format, lint and types
 format: $(VENV)/.dev ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(VENV)/.audit: $(VENV)/.dev
+	tools/install.sh $(VENV) audit
+	touch $@
+
+coverage: $(VENV)/.audit ## branch coverage of the domain and of what all stages share, by the whole test suite
+	$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+
+mutation: $(VENV)/.audit ## change the code of metrics, split and artefacts in hundreds of ways: which do the tests notice?
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut export-cicd-stats
+	@cat mutants/mutmut-cicd-stats.json
 
 torture: $(VENV)/.dev ## kill, damage and feed nonsense to every stage, for hours (docs/results/torture.json)
 	$(BIN)/python tools/torture.py

@@ -56,6 +56,9 @@ def _export(module: ServingGraph, opset: int, digest: str, out: Path) -> None:
         )
     assert program is not None
     model = program.model_proto
+    for entry in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        del entry.metadata_props[:]  # the exporter's stack traces, with the paths of this machine
+        entry.doc_string = ""
     onnx.helper.set_model_props(model, {"recdistill.student": digest})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, out)

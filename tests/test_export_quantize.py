@@ -96,6 +96,7 @@ def test_graph_is_self_contained(exported: Artifact, exported_graph: onnx.ModelP
     assert [opset.version for opset in exported_graph.opset_import if not opset.domain] == [SECTION.opset]
     assert {entry.key: entry.value for entry in exported_graph.metadata_props}["recdistill.student"] == "0" * 64
     assert not any(tensor.external_data for tensor in exported_graph.graph.initializer)
+    assert b"/" + Path(torch.__file__).parts[1].encode() + b"/" not in exported_graph.SerializeToString()  # no one's paths
     assert set(exported.manifest["files"]) == {GRAPH, ITEM_IDS}
     assert exported.metrics["parity"]["overlap"] >= 0.99
 

@@ -78,10 +78,9 @@ def _last_line(said: str) -> str:
     return (said.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def _requirements(checkout: Path) -> tuple[object, str]:
-    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
-    constraints = checkout / "constraints.txt"
-    return sorted(project["dependencies"]), constraints.read_text() if constraints.exists() else ""
+def _requirements(checkout: Path) -> list[str]:
+    """The libraries, each with its version, that a checkout's stages are built on."""
+    return sorted(tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["dependencies"])
 
 
 def _git(repository: Path, *command: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _MIB = 2**20
@@ -50,9 +50,7 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Table, comparisons and protocol."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[cell(row) for cell in COLUMNS.values()] for row in report["rows"]]
-    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts = [_table(COLUMNS, report["rows"])]
     full = report["full_depth_teacher"]
     if "throughput_per_s" in full:
         parts.append(
@@ -61,6 +59,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
         )
     parts.append("\n".join(_sentence(name, value) for name, value in report["comparisons"].items()))
+    if drifted := [row for row in report["rows"] if "drift" in row]:
+        parts.append("NDCG@10 against the stage before, by slice (95% interval; too few hits to say: -)")
+        parts.append(_table(_drift_columns(drifted), drifted))
+    if judged := [row for row in report["rows"] if "beyond_accuracy" in row]:
+        parts.append("Beyond accuracy, of the ten items first in each list")
+        parts.append(_table(_BEYOND, judged))
     protocol, machine = report["protocol"], report["environment"]
     parts.append(
         f"Accuracy: {protocol['accuracy']}; {protocol['users']} users, seeds {protocol['seeds']}, targets "
@@ -73,3 +77,41 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 def _sentence(name: str, value: Mapping[str, Any]) -> str:
     low, high = value["ci95"]
     return f"- NDCG@10, {name}: {value['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def _table(columns: Mapping[str, Callable[[Rows], str]], rows: Sequence[Rows]) -> str:
+    lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _drift_columns(rows: Sequence[Rows]) -> dict[str, Callable[[Rows], str]]:
+    def cell(name: str) -> Callable[[Rows], str]:
+        def text(row: Rows) -> str:
+            found = row["drift"]["ndcg_at_10"].get(name)
+            return "-" if not found else f"{found['relative']:+.1%} [{found['ci95'][0]:+.1%}, {found['ci95'][1]:+.1%}]"
+
+        return text
+
+    names = dict.fromkeys(name for row in rows for name in row["drift"]["ndcg_at_10"])
+    return {
+        "variant": lambda row: row["variant"],
+        "stage before": lambda row: row["drift"]["from"],
+        **{name: cell(name) for name in names},
+        "same items at 20": lambda row: f"{row['drift']['overlap_at_20']:.1%}",
+        "same order (RBO)": lambda row: f"{row['drift']['rank_biased_overlap']:.3f}",
+    }
+
+
+def _figure(name: str, form: str) -> Callable[[Rows], str]:
+    return lambda row: format(row["beyond_accuracy"][name], form)
+
+
+_BEYOND: dict[str, Callable[[Rows], str]] = {
+    "variant": lambda row: row["variant"],
+    "novelty (bits)": _figure("novelty_bits", ".2f"),
+    "diversity in a list": _figure("intra_list_diversity", ".3f"),
+    "coverage": _figure("coverage", ".1%"),
+    "Gini": _figure("gini", ".3f"),
+    "popularity lift": _figure("popularity_lift", "+.1%"),
+    "miscalibration (KL)": _figure("miscalibration", ".3f"),
+}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmark.accuracy import STAGE_BEFORE, Judge, accuracy_figures, comparisons
 from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
 from benchmark.markdown import to_markdown
@@ -20,24 +20,12 @@ from benchmark.worker import Job
 from foundation import console
 from foundation.artifact import Artifact, ArtifactError, Draft
 from recommender.data import load_dataset
-from recommender.metrics import bootstrap_ci, hit_rate, ndcg, paired_relative_difference
+from recommender.evaluate import target_ranks
 from recommender.ranking import pad_left
 from recommender.split import Sequences, build_sequences
 
-REPORT_SCHEMA = 1
+REPORT_SCHEMA = 2
 FULL_DEPTH = "full-depth teacher"
-COMPARISONS = (
-    ("control-text", "control-id"),
-    ("teacher", "control-id"),
-    ("teacher", "control-text"),
-    ("student", "control-id"),
-    ("student", "control-text"),
-    ("student", "teacher"),
-    ("student-int8", "student"),
-    ("student-int4", "student"),
-    ("teacher-int8", "teacher"),
-    ("teacher-nf4", "teacher"),
-)
 
 
 @dataclass(frozen=True)
@@ -50,19 +38,35 @@ class Row:
 
 
 def build_report(
-    rows: Sequence[Row], data: Artifact, llm: Artifact, max_length: int, section: BenchmarkSection, draft: Draft
+    rows: Sequence[Row],
+    data: Artifact,
+    vector_IZ: np.ndarray,
+    llm: Artifact,
+    max_length: int,
+    section: BenchmarkSection,
+    draft: Draft,
 ) -> None:
-    """Measure `rows`, and the LLM of the row "teacher" at full depth, and write the report."""
-    sequences = build_sequences(load_dataset(data))
+    """Measure `rows`, and the LLM of the row "teacher" at full depth, and write the report.
+
+    `vector_IZ` are the items' text vectors (row 0 = padding), by which the diversity of lists is judged.
+    """
+    dataset = load_dataset(data)
+    sequences = build_sequences(dataset)
+    judge = Judge.of(sequences, dataset.items, vector_IZ)
     histories = draft.checkpoint / "histories.npy"
     np.save(histories, speed_histories(sequences, max_length, section), allow_pickle=False)
     runnable = [row for row in rows if not row.missing and status_of(row.artifacts[0]) == "ok"]
-    jobs = {row.variant: _job(row.artifacts[0], section, histories=str(histories), data=str(data.path)) for row in runnable}
+    jobs = {
+        row.variant: _job(row.artifacts[0], section, histories=str(histories), data=str(data.path), top=_top(draft, row, 0))
+        for row in runnable
+    }
     for row in runnable:
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
     results = measure(jobs, section, draft.checkpoint)
-    ranks = _ranks(runnable, results, data, section, draft.checkpoint)
+    tops = _tops(runnable, results, data, section, draft)
+    targets = sequences.targets(sequences.evaluated_users, "test")
+    ranks = {name: np.stack([target_ranks(top_UK, targets) for top_UK in top_SUK]) for name, top_SUK in tops.items()}
     report = {
         "schema_version": REPORT_SCHEMA,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -70,14 +74,13 @@ def build_report(
         "targets_sha256": sequences.targets_sha256(),
         "environment": environment(section.num_threads),
         "protocol": _protocol(rows, sequences, max_length, section),
-        "rows": [_row(row, ranks.get(row.variant), results) for row in rows],
+        "rows": [_row(row, judge, tops, ranks, results) for row in rows],
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
     }
     (draft.path / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     (draft.path / "report.md").write_text(to_markdown(report))
-    speed = {name: [{k: v for k, v in result.items() if k != "ranks"} for result in own] for name, own in results.items()}
-    (draft.path / "raw_speed.json").write_text(json.dumps(speed))
+    (draft.path / "raw_speed.json").write_text(json.dumps(results))
     draft.metrics |= {"rows": len(rows), "failed": [name for name in results if failure(results[name])]}
 
 
@@ -85,30 +88,6 @@ def speed_histories(sequences: Sequences, max_length: int, section: BenchmarkSec
     """Test histories of `num_histories` users (in order, from the start again if there are fewer), int64[N, max_length]."""
     users = np.resize(sequences.evaluated_users, section.num_histories)
     return pad_left([sequences.history(u, "test") for u in users], max_length)
-
-
-def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Paired relative differences of NDCG@10 between variants, per-user means over matched seeds; ranks are int64[S, U]."""
-    found = {}
-    for new, old in COMPARISONS:
-        if new not in ranks or old not in ranks:
-            continue
-        new_SU, old_SU = ndcg(ranks[new], 10), ndcg(ranks[old], 10)
-        if difference := paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0)):
-            per_seed = new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1
-            found[f"{new} over {old}"] = {**difference, "per_seed": per_seed.tolist()}
-    return found
-
-
-def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
-    """HR@10 and NDCG@10 with its interval, from test ranks of all seeds."""
-    ndcg_SU = ndcg(rank_SU, 10)
-    return {
-        "hr_at_10": float(hit_rate(rank_SU, 10).mean()),
-        "ndcg_at_10": float(ndcg_SU.mean()),
-        "ndcg_at_10_ci95": list(bootstrap_ci(ndcg_SU.mean(axis=0))),
-        "ndcg_at_10_per_seed": ndcg_SU.mean(axis=1).tolist(),
-    }
 
 
 def _job(artifact: Artifact, section: BenchmarkSection, **what: str) -> Job:
@@ -120,19 +99,26 @@ def _job(artifact: Artifact, section: BenchmarkSection, **what: str) -> Job:
     return Job(str(artifact.path), digest, section.model_dump(), **what)
 
 
-def _ranks(
-    rows: Sequence[Row], results: Results, data: Artifact, section: BenchmarkSection, folder: Path
+def _top(draft: Draft, row: Row, number: int) -> str:
+    return str(draft.checkpoint / f"top-{row.variant}-{number}.npy")
+
+
+def _tops(
+    rows: Sequence[Row], results: Results, data: Artifact, section: BenchmarkSection, draft: Draft
 ) -> dict[str, np.ndarray]:
-    """Test ranks int64[S, U] of every variant that ran: the first seed's from its speed process, the others' from their own."""
-    ranks = {row.variant: [results[row.variant][0]["ranks"]] for row in rows if not failure(results[row.variant])}
-    others = [(row.variant, artifact) for row in rows if row.variant in ranks for artifact in row.artifacts[1:]]
-    for variant, artifact in console.progress(others, "accuracy of further seeds"):
-        result = run_process(_job(artifact, section, data=str(data.path)), section, folder)
-        results[variant].append(result) if "error" in result else ranks[variant].append(result["ranks"])
-    return {variant: np.array(rank_SU) for variant, rank_SU in ranks.items() if not failure(results[variant])}
+    """Test lists int64[S, U, K] of every variant that ran: the first seed's by its speed process, the others' by their own."""
+    ran = [row for row in rows if not failure(results[row.variant])]
+    others = [(row, number) for row in ran for number in range(1, len(row.artifacts))]
+    for row, number in console.progress(others, "accuracy of further seeds"):
+        job = _job(row.artifacts[number], section, data=str(data.path), top=_top(draft, row, number))
+        result = run_process(job, section, draft.checkpoint)
+        if "error" in result:
+            results[row.variant].append(result)
+    ran = [row for row in ran if not failure(results[row.variant])]
+    return {row.variant: np.stack([np.load(_top(draft, row, n)) for n in range(len(row.artifacts))]) for row in ran}
 
 
-def _row(row: Row, rank_SU: np.ndarray | None, results: Results) -> dict[str, Any]:
+def _row(row: Row, judge: Judge, tops: dict[str, np.ndarray], ranks: dict[str, np.ndarray], results: Results) -> dict[str, Any]:
     if row.missing:
         return {"variant": row.variant, "status": f"not made: {row.missing}"}
     artifact, own = row.artifacts[0], results.get(row.variant, [])
@@ -144,9 +130,14 @@ def _row(row: Row, rank_SU: np.ndarray | None, results: Results) -> dict[str, An
         "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
     }
-    if failed or rank_SU is None:
+    if failed or row.variant not in ranks:
         return figures
+    top_SUK, rank_SU = tops[row.variant], ranks[row.variant]
     figures |= accuracy_figures(rank_SU) | _speed_figures(own)
+    figures |= {"slices": judge.by_slice(rank_SU), "beyond_accuracy": judge.beyond_accuracy(top_SUK)}
+    before = STAGE_BEFORE.get(row.variant, "")
+    if before in tops and tops[before].shape == top_SUK.shape:
+        figures["drift"] = {"from": before, **judge.drift(top_SUK, rank_SU, tops[before], ranks[before])}
     for key, base in (("throughput_vs_teacher", "teacher"), ("throughput_vs_full_depth_teacher", FULL_DEPTH)):
         if results.get(base) and not failure(results[base]):
             figures[key] = round_ratios(own, results[base])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.report import accuracy_figures, comparisons
+from benchmark.accuracy import accuracy_figures, comparisons
 from distill.evaluation import RANKS, kept_ranks
 from foundation.artifact import Artifact
 from recommender.baselines import load_baseline

@@ -33,7 +33,8 @@ class Job:
     digest: str  # of the artefact, which the parent has verified
     section: dict[str, Any]
     histories: str = ""  # .npy of int64[N, L]: measure speed
-    data: str = ""  # the dataset artefact: measure accuracy
+    data: str = ""  # the dataset artefact: rank for its evaluated users …
+    top: str = ""  # … and put the lists here (.npy of int64[U, K])
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
 
     def write(self, path: Path) -> None:
@@ -41,7 +42,7 @@ class Job:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """The result of a job: samples in seconds, memory in bytes, or ranks."""
+    """The result of a job: samples in seconds, memory in bytes; lists go to their own file."""
     section = BenchmarkSection.model_validate(job.section)
     artifact = load(job.artifact, verified_digest=job.digest)
     if job.full_depth_llm:
@@ -52,18 +53,18 @@ def run_job(job: Job) -> dict[str, Any]:
     if job.histories:
         result |= _speed(opened, job, section)
     if job.data:
-        result |= _accuracy(opened, job, section)
+        _rank(opened, job, section)
     return result
 
 
-def _accuracy(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any]:
+def _rank(opened: Opened, job: Job, section: BenchmarkSection) -> None:
     from recommender.data import load_dataset
-    from recommender.evaluate import evaluate
+    from recommender.evaluate import recommend_all
     from recommender.split import build_sequences
 
     sequences = build_sequences(load_dataset(load(job.data, "dataset")))
-    ranks = evaluate(opened.recommender, sequences, "test", section.k, section.batch_size)
-    return {"ranks": ranks.tolist(), "targets_sha256": sequences.targets_sha256()}
+    histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
+    np.save(job.top, recommend_all(opened.recommender, histories, section.k, section.batch_size), allow_pickle=False)
 
 
 def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any]:

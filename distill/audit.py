@@ -1,7 +1,7 @@
 """Stage: the teacher audit. Before anything is distilled: does the teacher beat the controls, and where?
 
-By the one evaluator, on validation, overall and by slice (head: the 20% of items with most training interactions; tail: at most
-5; cold: none; short history: at most 5 items, long: at least 20). A teacher that does not win is reported as such.
+By the one evaluator, on validation, overall and by slice (`recommender/slices.py`). A teacher that does not win is reported as
+such.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from foundation.artifact import Artifact, Draft
 from recommender.baselines import load_baseline
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, paired_relative_difference
+from recommender.slices import slices
 from recommender.split import Sequences
 
 _MIN_SLICE = 30
@@ -26,18 +27,18 @@ _MIN_SLICE = 30
 def build_audit(teacher: Artifact, others: Mapping[str, Artifact], sequences: Sequences, draft: Draft) -> None:
     """Compare the teacher with `others` (baselines and control arms) and write audit.json."""
     teacher_U = _validation_ndcg(teacher, sequences)
-    slices = {"all": np.ones(len(teacher_U), bool), **slices_of(sequences)}
+    members = {"all": np.ones(len(teacher_U), bool), **slices(sequences, "validation")}
     comparisons = {
         name: {
             label: _compare(teacher_U[mask_U], other_U[mask_U])
-            for label, mask_U in slices.items()
+            for label, mask_U in members.items()
             if label == "all" or mask_U.sum() >= _MIN_SLICE
         }
         for name, other_U in ((name, _validation_ndcg(other, sequences)) for name, other in others.items())
     }
     beaten = [name for name, by_slice in comparisons.items() if (overall := by_slice["all"]) and overall["ci95"][0] > 0]
     (draft.path / "audit.json").write_text(
-        json.dumps({"slices": {k: int(v.sum()) for k, v in slices.items()}, "teacher_over": comparisons}, indent=1)
+        json.dumps({"slices": {k: int(v.sum()) for k, v in members.items()}, "teacher_over": comparisons}, indent=1)
     )
     draft.metrics |= {"beats": beaten, "teacher_validation_ndcg_at_10": float(teacher_U.mean())}
     for name, by_slice in comparisons.items():
@@ -45,22 +46,6 @@ def build_audit(teacher: Artifact, others: Mapping[str, Artifact], sequences: Se
             low, high = overall["ci95"]
             verdict = "wins" if low > 0 else "loses" if high < 0 else "no difference shown"
             console.say(f"audit: teacher over {name}: NDCG@10 {overall['relative']:+.1%} [{low:+.1%}, {high:+.1%}] ({verdict})")
-
-
-def slices_of(sequences: Sequences) -> dict[str, np.ndarray]:
-    """Masks over evaluated users, by their validation target's popularity and their history's length."""
-    users, count_I = sequences.evaluated_users, sequences.train_counts()
-    ranked = np.argsort(-count_I[1:], kind="stable") + 1
-    head = np.isin(np.arange(len(count_I)), ranked[: max(1, sequences.num_items // 5)])
-    target_U = sequences.targets(users, "validation")
-    length_U = sequences.lengths[users] - 2
-    return {
-        "head": head[target_U],
-        "tail": count_I[target_U] <= 5,
-        "cold": count_I[target_U] == 0,
-        "short history": length_U <= 5,
-        "long history": length_U >= 20,
-    }
 
 
 def _compare(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from export.config import ExportSection
+from recommender.beyond import overlap
 from recommender.ranking import Recommender, pad_left
 from recommender.split import Sequences
 
@@ -50,7 +51,7 @@ def compare(reference: Recommender, other: Recommender, histories: list[np.ndarr
             reference.recommend(history_BL, k),
             other.recommend(history_BL, k),
         )
-        overlaps += top_overlap(index_BK, other_index_BK).tolist()
+        overlaps += overlap(index_BK, other_index_BK).tolist()
         same += (index_BK == other_index_BK).all(axis=1).tolist()
         difference = max(difference, float(np.abs(score_BK - other_score_BK).max()))
     return Parity(len(histories), float(np.mean(overlaps)), float(np.mean(same)), difference)
@@ -63,8 +64,3 @@ def require_overlap(parity: Parity, min_overlap: float, new: str, reference: str
             f"{new} and {reference} agree on only {parity.overlap:.4f} of the top items (export.min_overlap = {min_overlap}, "
             f"largest score difference {parity.max_score_difference:.2e}); nothing was written"
         )
-
-
-def top_overlap(index_BK: np.ndarray, other_BK: np.ndarray) -> np.ndarray:
-    """Share of items in both lists, float64[B]; the items of a list are distinct."""
-    return (index_BK[:, :, None] == other_BK[:, None, :]).any(-1).mean(-1)

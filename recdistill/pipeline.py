@@ -214,6 +214,7 @@ class Pipeline:
     def report(self) -> Artifact:
         """Measure every variant anew: a report is never reused."""
         from benchmark.report import Row, build_report
+        from distill.text import load_text
 
         seeds = self.recipe.seeds
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
@@ -225,14 +226,15 @@ class Pipeline:
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section, length = self.recipe.benchmark, self.recipe.student.max_length
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {
-            "data": self.data
+            "data": self.data,
+            "text": self.text,
         }
         return make(
             self.folder / "report",
             "report",
             recipe=self._sections("benchmark"),
             inputs=inputs,
-            build=lambda draft: build_report(rows, self.data, self.llm, length, section, draft),
+            build=lambda draft: build_report(rows, self.data, load_text(self.text)[0], self.llm, length, section, draft),
             remake=True,
         )
 

@@ -99,7 +99,7 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
     )
     rows = [Row("popularity", [popularity, popularity]), Row("item-knn", [damaged])]
     draft = Draft(tmp_path / "report")
-    build_report(rows, dataset, popularity, 12, SECTION, draft)
+    build_report(rows, dataset, np.ones((61, 2)), popularity, 12, SECTION, draft)
     import json
 
     report = json.loads((draft.path / "report.json").read_text())
@@ -107,6 +107,7 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
     assert good["status"] == "ok"
     assert good["ndcg_at_10_per_seed"] == [pytest.approx(good["ndcg_at_10"])] * 2
     assert good["throughput_per_s"] > 0
+    assert {"coverage", "gini", "novelty_bits"} < set(good["beyond_accuracy"])
     assert good["peak_rss_bytes"] > 2**20
     assert bad["status"].startswith("failed:")
     assert "ndcg_at_10" not in bad

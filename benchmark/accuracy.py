@@ -1,0 +1,123 @@
+"""What the lists of a variant are worth: accuracy, by slice, beyond accuracy, and what has drifted from the stage before.
+
+Lists are int64[S, U, K] (seeds, evaluated users, items), ranks int64[S, U]; per-user values are averaged over seeds first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recommender import beyond
+from recommender.metrics import bootstrap_ci, hit_rate, ndcg, paired_relative_difference, reciprocal_rank
+from recommender.slices import slices
+from recommender.split import Sequences
+
+COMPARISONS = (
+    ("control-text", "control-id"),
+    ("teacher", "control-id"),
+    ("teacher", "control-text"),
+    ("student", "control-id"),
+    ("student", "control-text"),
+    ("student", "teacher"),
+    ("student-int8", "student"),
+    ("student-int4", "student"),
+    ("student-trt", "student"),
+    ("teacher-int8", "teacher"),
+    ("teacher-nf4", "teacher"),
+)
+STAGE_BEFORE = {
+    "control-text": "control-id",
+    "teacher": "control-text",
+    "student": "teacher",
+    **dict.fromkeys(("student-int8", "student-int4", "student-trt"), "student"),
+    **dict.fromkeys(("teacher-int8", "teacher-nf4"), "teacher"),
+}
+ALL = "all users"
+_K = 10
+
+
+def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Paired relative differences of NDCG@10 between variants, per-user means over matched seeds."""
+    found = {}
+    for new, old in COMPARISONS:
+        if new not in ranks or old not in ranks or ranks[new].shape != ranks[old].shape:
+            continue
+        new_SU, old_SU = ndcg(ranks[new], _K), ndcg(ranks[old], _K)
+        if difference := paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0)):
+            per_seed = new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1
+            found[f"{new} over {old}"] = {**difference, "per_seed": per_seed.tolist()}
+    return found
+
+
+def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
+    """HR, NDCG and MRR at 10 with their intervals, from test ranks of all seeds."""
+    found: dict[str, Any] = {}
+    for name, metric in (("hr", hit_rate), ("ndcg", ndcg), ("mrr", reciprocal_rank)):
+        value_SU = metric(rank_SU, _K)
+        found[f"{name}_at_10"] = float(value_SU.mean())
+        found[f"{name}_at_10_ci95"] = list(bootstrap_ci(value_SU.mean(axis=0)))
+    return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The data that lists are judged by: items are rows 1..I of `vector_IZ` and `share_IC`."""
+
+    sequences: Sequences
+    vector_IZ: np.ndarray
+    share_IC: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequences, items: pl.DataFrame, vector_IZ: np.ndarray) -> Judge:
+        """From the catalogue's table and its items' text vectors."""
+        categories = items["categories"].to_list() if "categories" in items.columns else [None] * items.height
+        return cls(sequences, vector_IZ, beyond.category_shares(categories))
+
+    def beyond_accuracy(self, top_SUK: np.ndarray) -> dict[str, float]:
+        """What the lists at 10 are like: means over users and seeds."""
+        sequences, count_I = self.sequences, self.sequences.train_counts()
+        histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
+        tops = [top_UK[:, :_K] for top_UK in top_SUK]
+        figures = {
+            "novelty_bits": [beyond.novelty(top, count_I, sequences.num_users).mean() for top in tops],
+            "intra_list_diversity": [beyond.intra_list_diversity(top, self.vector_IZ).mean() for top in tops],
+            "coverage": [beyond.coverage(top, sequences.num_items) for top in tops],
+            "gini": [beyond.gini(top, sequences.num_items) for top in tops],
+            "popularity_lift": [beyond.popularity_lift(top, histories, count_I).mean() for top in tops],
+            "miscalibration": [beyond.miscalibration(top, histories, self.share_IC).mean() for top in tops],
+        }
+        return {name: float(np.mean(values)) for name, values in figures.items()}
+
+    def by_slice(self, rank_SU: np.ndarray) -> dict[str, Any]:
+        """NDCG@10 and HR@10 of each slice of users, with the interval of the former."""
+        ndcg_U, hit_U = ndcg(rank_SU, _K).mean(axis=0), hit_rate(rank_SU, _K).mean(axis=0)
+        return {
+            name: {
+                "users": int(member_U.sum()),
+                "ndcg_at_10": float(ndcg_U[member_U].mean()),
+                "ndcg_at_10_ci95": list(bootstrap_ci(ndcg_U[member_U])),
+                "hr_at_10": float(hit_U[member_U].mean()),
+            }
+            for name, member_U in slices(self.sequences).items()
+        }
+
+    def drift(self, top_SUK: np.ndarray, rank_SU: np.ndarray, before_SUK: np.ndarray, before_SU: np.ndarray) -> dict[str, Any]:
+        """How lists differ from those of the stage before: common items, order, and paired NDCG@10, overall and by slice.
+
+        A slice where too few users had a hit before says None: a ratio to almost nothing says nothing.
+        """
+        pairs = list(zip(top_SUK, before_SUK, strict=True))
+        new_U, old_U = ndcg(rank_SU, _K).mean(axis=0), ndcg(before_SU, _K).mean(axis=0)
+        members = {ALL: np.ones(len(new_U), bool), **slices(self.sequences)}
+        return {
+            "overlap_at_20": float(np.mean([beyond.overlap(new, old).mean() for new, old in pairs])),
+            "rank_biased_overlap": float(np.mean([beyond.rank_biased_overlap(new, old).mean() for new, old in pairs])),
+            "ndcg_at_10": {
+                name: paired_relative_difference(new_U[member_U], old_U[member_U]) for name, member_U in members.items()
+            },
+        }

@@ -1,0 +1,93 @@
+"""What lists are like beyond accuracy: novelty, diversity, coverage, concentration, popularity, taste, and how two differ.
+
+Shapes: U users, K items in a list (item_index 1..I, distinct), I items; tables over items have a row 0 for padding.
+All values are per user, float64[U], unless they are of the whole catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_SMOOTHING = 0.01
+
+
+def novelty(top_UK: np.ndarray, count_I: np.ndarray, num_users: int) -> np.ndarray:
+    """Mean self-information -log2 p(i) in bits, p(i) = share of users who had i in training (Zhou et al., 2010).
+
+    An item that nobody had counts as if one user had.
+    """
+    information_I = -np.log2(np.maximum(count_I, 1) / num_users)
+    return information_I[top_UK].mean(axis=1)
+
+
+def intra_list_diversity(top_UK: np.ndarray, vector_IZ: np.ndarray) -> np.ndarray:
+    """Mean of 1 - cosine over the pairs of a list (Ziegler et al., 2005); items without a vector are as far as can be."""
+    length_I1 = np.linalg.norm(vector_IZ, axis=1, keepdims=True)
+    unit_IZ = np.divide(vector_IZ, length_I1, out=np.zeros(vector_IZ.shape), where=length_I1 > 0)
+    k = top_UK.shape[1]
+    list_UKZ = unit_IZ[top_UK]
+    pair_sum_U = np.square(list_UKZ.sum(axis=1)).sum(axis=1) - np.square(list_UKZ).sum(axis=(1, 2))
+    return 1 - pair_sum_U / (k * (k - 1))
+
+
+def coverage(top_UK: np.ndarray, num_items: int) -> float:
+    """Share of the catalogue that stands in at least one list."""
+    return len(np.unique(top_UK)) / num_items
+
+
+def gini(top_UK: np.ndarray, num_items: int) -> float:
+    """Gini index of how often each item is recommended: 0 = all alike, towards 1 = one item alone."""
+    times_I = np.sort(np.bincount(top_UK.ravel(), minlength=num_items + 1)[1:])
+    rank_I = np.arange(1, num_items + 1)
+    return float(((2 * rank_I - num_items - 1) * times_I).sum() / (num_items * times_I.sum()))
+
+
+def popularity_lift(top_UK: np.ndarray, histories: list[np.ndarray], count_I: np.ndarray) -> np.ndarray:
+    """How much more popular a list is than its user's history, relative (Abdollahpouri et al., 2020); 0 = as popular."""
+    own_U = np.array([count_I[history].mean() if len(history) else 0.0 for history in histories])
+    return np.divide(count_I[top_UK].mean(axis=1) - own_U, own_U, out=np.zeros(len(own_U)), where=own_U > 0)
+
+
+def miscalibration(top_UK: np.ndarray, histories: list[np.ndarray], share_IC: np.ndarray) -> np.ndarray:
+    """KL(p || q') of a user's categories in the history (p) and in the list (q), q' = (1 - a) q + a p, a = .01 (Steck, 2018).
+
+    `share_IC` splits each item over its categories (rows sum to 1, or to 0 without categories); a user without any: 0.
+    """
+    p_UC = _normalised(np.array([share_IC[history].sum(axis=0) for history in histories]))
+    q_UC = (1 - _SMOOTHING) * _normalised(share_IC[top_UK].sum(axis=1)) + _SMOOTHING * p_UC
+    ratio_UC = np.divide(p_UC, q_UC, out=np.ones_like(p_UC), where=p_UC > 0)
+    return (p_UC * np.log(ratio_UC)).sum(axis=1)
+
+
+def category_shares(categories: Sequence[Sequence[str] | None]) -> np.ndarray:
+    """float64[I + 1, C] for `miscalibration`, from the categories of the items in catalogue order."""
+    names = {name: number for number, name in enumerate(sorted({name for own in categories for name in own or ()}))}
+    share_IC = np.zeros((len(categories) + 1, len(names)))
+    for item, own in enumerate(categories, 1):
+        for name in own or ():
+            share_IC[item, names[name]] += 1 / len(own or ())
+    return share_IC
+
+
+def overlap(top_UK: np.ndarray, other_UK: np.ndarray) -> np.ndarray:
+    """Share of items that two lists of the same user have in common."""
+    return (top_UK[:, :, None] == other_UK[:, None, :]).any(-1).mean(-1)
+
+
+def rank_biased_overlap(top_UK: np.ndarray, other_UK: np.ndarray, p: float = 0.9) -> np.ndarray:
+    """Agreement of two rankings, the top counting most: RBO_ext of Webber et al. (2010), equation 30; 1 = the same."""
+    k = top_UK.shape[1]
+    place = np.where(top_UK[:, :, None] == other_UK[:, None, :], np.arange(k)[:, None], k)
+    other_place = np.where(top_UK[:, :, None] == other_UK[:, None, :], np.arange(k), -1)
+    seen_at = np.maximum(place, other_place)  # the depth at which an item has come up in both
+    depth_K = np.arange(1, k + 1)
+    common_UK = np.stack([((other_place >= 0) & (seen_at < depth)).sum(axis=(1, 2)) for depth in depth_K], axis=1)
+    agreement_UK = common_UK / depth_K
+    return agreement_UK[:, -1] * p**k + (1 - p) / p * (agreement_UK * p**depth_K).sum(axis=1)
+
+
+def _normalised(weight_UC: np.ndarray) -> np.ndarray:
+    total_U1 = weight_UC.sum(axis=1, keepdims=True)
+    return np.divide(weight_UC, total_U1, out=np.zeros_like(weight_UC), where=total_U1 > 0)

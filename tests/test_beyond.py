@@ -1,0 +1,151 @@
+"""Metrics beyond accuracy against references written as loops, and against their bounds; slices; drift."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmark.accuracy import ALL, Judge, accuracy_figures
+from recommender import beyond
+from recommender.evaluate import target_ranks
+from recommender.slices import slices
+from recommender.split import Sequences
+
+NUM_ITEMS, K, USERS = 30, 6, 25
+RNG = np.random.default_rng(0)
+TOP = np.stack([RNG.permutation(NUM_ITEMS)[:K] + 1 for _ in range(USERS)])
+OTHER = np.stack([RNG.permutation(NUM_ITEMS)[:K] + 1 for _ in range(USERS)])
+COUNT = np.concatenate([[0], RNG.integers(0, 20, NUM_ITEMS)])
+VECTORS = np.concatenate([np.zeros((1, 4)), RNG.normal(size=(NUM_ITEMS, 4))])
+HISTORIES = [RNG.integers(1, NUM_ITEMS + 1, length) for length in RNG.integers(1, 12, USERS)]
+CATEGORIES = [[str(n) for n in RNG.permutation(4)[: RNG.integers(0, 4)]] for _ in range(NUM_ITEMS)]
+
+
+def test_novelty() -> None:
+    expected = [sum(-math.log2(max(COUNT[i], 1) / USERS) for i in top) / K for top in TOP]
+    assert beyond.novelty(TOP, COUNT, USERS) == pytest.approx(expected)
+
+
+def test_intra_list_diversity() -> None:
+    def cosine(one: np.ndarray, other: np.ndarray) -> float:
+        return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+    expected = [np.mean([1 - cosine(VECTORS[a], VECTORS[b]) for a, b in itertools.combinations(top, 2)]) for top in TOP]
+    assert beyond.intra_list_diversity(TOP, VECTORS) == pytest.approx(expected)
+    same = np.tile(VECTORS[1:2], (NUM_ITEMS + 1, 1))
+    assert beyond.intra_list_diversity(TOP, same) == pytest.approx(0.0, abs=1e-12)
+    assert beyond.intra_list_diversity(TOP, np.zeros_like(VECTORS)) == pytest.approx(1.0)
+
+
+def test_coverage_and_gini() -> None:
+    assert beyond.coverage(TOP, NUM_ITEMS) == len({item for top in TOP for item in top}) / NUM_ITEMS
+    times = [sum(item in top for top in TOP) for item in range(1, NUM_ITEMS + 1)]
+    pairs = sum(abs(a - b) for a in times for b in times)
+    assert beyond.gini(TOP, NUM_ITEMS) == pytest.approx(pairs / (2 * NUM_ITEMS**2 * np.mean(times)))
+    alike = np.arange(1, NUM_ITEMS + 1).reshape(-1, K)
+    assert beyond.gini(alike, NUM_ITEMS) == pytest.approx(0.0)
+    assert beyond.gini(np.ones((9, 1), int), NUM_ITEMS) == pytest.approx(1 - 1 / NUM_ITEMS)
+
+
+def test_popularity_lift() -> None:
+    own = [np.mean([COUNT[i] for i in history]) for history in HISTORIES]
+    expected = [np.mean([COUNT[i] for i in top]) / base - 1 if base else 0.0 for top, base in zip(TOP, own, strict=True)]
+    assert beyond.popularity_lift(TOP, HISTORIES, COUNT) == pytest.approx(expected)
+    assert beyond.popularity_lift(TOP[:1], [np.array([], int)], COUNT).tolist() == [0.0]
+
+
+def test_miscalibration() -> None:
+    shares = beyond.category_shares(CATEGORIES)
+    assert shares.shape == (NUM_ITEMS + 1, 4)
+
+    def distribution(items: np.ndarray) -> list[float]:
+        weight = [0.0] * 4
+        for item in items:
+            for name in CATEGORIES[item - 1]:
+                weight[int(name)] += 1 / len(CATEGORIES[item - 1])
+        return [w / sum(weight) for w in weight] if sum(weight) else weight
+
+    expected = []
+    for top, history in zip(TOP, HISTORIES, strict=True):
+        p, q = distribution(history), distribution(top)
+        smooth = [0.99 * b + 0.01 * a for a, b in zip(p, q, strict=True)]
+        expected.append(sum(a * math.log(a / b) for a, b in zip(p, smooth, strict=True) if a > 0))
+    found = beyond.miscalibration(TOP, HISTORIES, shares)
+    assert found == pytest.approx(expected)
+    assert (found >= -1e-12).all()
+    assert beyond.miscalibration(TOP[:1], [TOP[0]], shares) == pytest.approx([0.0])
+    assert beyond.miscalibration(TOP, HISTORIES, beyond.category_shares([None] * NUM_ITEMS)).tolist() == [0.0] * USERS
+
+
+def test_overlaps() -> None:
+    assert beyond.overlap(np.array([[1, 2, 3, 4]]), np.array([[4, 3, 9, 8]])).tolist() == [0.5]
+    p, expected = 0.9, []
+    for one, other in zip(TOP, OTHER, strict=True):
+        agreement = [len(set(one[:d]) & set(other[:d])) / d for d in range(1, K + 1)]
+        expected.append(agreement[-1] * p**K + (1 - p) / p * sum(a * p**d for d, a in enumerate(agreement, 1)))
+    assert beyond.rank_biased_overlap(TOP, OTHER) == pytest.approx(expected)
+    assert beyond.rank_biased_overlap(TOP, TOP) == pytest.approx(1.0)
+    assert beyond.rank_biased_overlap(TOP, TOP + NUM_ITEMS).tolist() == [0.0] * USERS
+    swapped_last, swapped_first = TOP[:, [0, 1, 2, 3, 5, 4]], TOP[:, [1, 0, 2, 3, 4, 5]]
+    assert (beyond.rank_biased_overlap(TOP, swapped_last) > beyond.rank_biased_overlap(TOP, swapped_first)).all()
+
+
+def sequences_of(*histories: list[int], num_items: int = 20) -> Sequences:
+    offsets = np.cumsum([0, *map(len, histories)])
+    ids = [f"i{n}" for n in range(1, num_items + 1)]
+    return Sequences([f"u{n}" for n in range(len(histories))], ids, offsets, np.concatenate(histories))
+
+
+def test_slices_by_hand() -> None:
+    popular = [[1, 2, 3, 4, 19 - n % 2, 1 + n % 4] for n in range(8)]
+    sequences = sequences_of([*range(1, 23)], [5, 6, 20], *popular, num_items=22)
+    found = {name: member_U.tolist() for name, member_U in slices(sequences).items()}
+    # Trained on most: items 1 to 4 (of 22: the head are 4); test targets: 22, 20, then 1 to 4.
+    assert found["head items"] == [False, False] + [True] * 8
+    assert found["tail items"] == [True, True] + [False] * 8
+    assert found["cold items"] == [True, False] + [False] * 8
+    assert found["short histories"] == [False] + [True] * 9
+    assert found["long histories"] == [True] + [False] * 9
+    assert "long histories" not in slices(sequences_of([1, 2, 3]))
+    assert "head items" not in slices(sequences, "validation")  # their targets: 21, 6, 19 and 18
+
+
+def test_drift_names_the_slice_that_lost() -> None:
+    """Lists that lose only where the target is a tail item."""
+    histories = [[1, 2, 3, 4, 5, 1 + n % 4 if n % 2 else 10 + n % 10] for n in range(80)]
+    sequences = sequences_of(*histories)
+    targets = sequences.targets(sequences.evaluated_users, "test")
+    lists = np.stack([[target, *[i for i in range(1, 21) if i != target]] for target in targets])
+    worse = lists.copy()
+    worse[::2, [0, 5]] = worse[::2, [5, 0]]
+    judge = Judge.of(sequences, pl.DataFrame({"item_id": sequences.item_ids}), np.ones((21, 2)))
+    ranks = {name: target_ranks(top, targets)[None] for name, top in (("before", lists), ("after", worse))}
+    found = judge.drift(worse[None], ranks["after"], lists[None], ranks["before"])
+    assert found["overlap_at_20"] == 1.0
+    assert 0.8 < found["rank_biased_overlap"] < 1
+    assert found["ndcg_at_10"]["head items"]["relative"] == pytest.approx(0.0)
+    assert found["ndcg_at_10"]["tail items"]["relative"] == pytest.approx(1 / math.log2(7) - 1)
+    assert found["ndcg_at_10"][ALL]["relative"] == pytest.approx((1 / math.log2(7) - 1) / 2)
+    by_slice = judge.by_slice(ranks["after"])
+    assert by_slice["tail items"]["users"] == 40
+    assert by_slice["head items"]["ndcg_at_10"] == 1.0
+    assert judge.beyond_accuracy(lists[None])["coverage"] == 0.7  # at 10: items 1 to 10, 12, 14, 16 and 18
+
+
+def test_accuracy_agrees_with_trec_eval() -> None:
+    """An independent oracle: ir_measures over pytrec_eval."""
+    ir = pytest.importorskip("ir_measures")
+    rng = np.random.default_rng(1)
+    top = np.stack([rng.permutation(50)[:20] + 1 for _ in range(200)])
+    target = rng.integers(1, 51, 200)
+    qrels = [ir.Qrel(str(u), str(t), 1) for u, t in enumerate(target)]
+    run = [ir.ScoredDoc(str(u), str(item), 20.0 - place) for u, own in enumerate(top) for place, item in enumerate(own)]
+    found = ir.calc_aggregate([ir.nDCG @ 10, ir.Success @ 10, ir.RR @ 10], qrels, run)
+    figures = accuracy_figures(target_ranks(top, target)[None])
+    assert figures["ndcg_at_10"] == pytest.approx(found[ir.nDCG @ 10])
+    assert figures["hr_at_10"] == pytest.approx(found[ir.Success @ 10])
+    assert figures["mrr_at_10"] == pytest.approx(found[ir.RR @ 10])

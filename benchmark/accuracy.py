@@ -5,7 +5,7 @@ Lists are int64[S, U, K] (seeds, evaluated users, items), ranks int64[S, U]; per
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,38 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
         found[f"{name}_at_10"] = float(value_SU.mean())
         found[f"{name}_at_10_ci95"] = list(bootstrap_ci(value_SU.mean(axis=0)))
     return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
+
+
+COMPRESSED = ("student-int8", "student-int4", "student-trt", "teacher-int8", "teacher-nf4")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One line on what compression changed, and whether it shows that a slice has lost."""
+
+    text: str
+    lost: bool
+
+
+def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
+    """For each compressed variant the change overall, and the slice that fared worst."""
+    found = []
+    for row in rows:
+        if row["variant"] not in COMPRESSED or not (own := row.get("drift", {}).get("ndcg_at_10", {})).get(ALL):
+            continue
+        told = {name: value for name, value in own.items() if value and name != ALL}
+        text = f"{row['variant']}: NDCG@10 {percent(own[ALL])} overall"
+        if told:
+            worst = min(told, key=lambda name: told[name]["relative"])
+            text += f"; worst slice: {worst} {percent(told[worst])}"
+        found.append(Headline(text, any(value["ci95"][1] < 0 for value in [own[ALL], *told.values()])))
+    return found
+
+
+def percent(difference: Mapping[str, Any]) -> str:
+    """A relative difference with its interval."""
+    low, high = difference["ci95"]
+    return f"{difference['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 @dataclass(frozen=True)

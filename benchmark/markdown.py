@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmark.accuracy import headlines, percent
+
 _MIB = 2**20
 Rows = Mapping[str, Any]
 
@@ -49,8 +51,8 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """Table, comparisons and protocol."""
-    parts = [_table(COLUMNS, report["rows"])]
+    """Tables, comparisons and protocol."""
+    parts = [_table(cells(COLUMNS, report["rows"]))]
     full = report["full_depth_teacher"]
     if "throughput_per_s" in full:
         parts.append(
@@ -58,13 +60,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"completes "
             f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
         )
-    parts.append("\n".join(_sentence(name, value) for name, value in report["comparisons"].items()))
-    if drifted := [row for row in report["rows"] if "drift" in row]:
+    if lines := headlines(report["rows"]):
+        parts.append("What compression changed:\n\n" + "\n".join(f"- {line.text}" for line in lines))
+    parts.append("\n".join(f"- {line}" for line in sentences(report)))
+    if drifted := drift_cells(report["rows"]):
         parts.append("NDCG@10 against the stage before, by slice (95% interval; too few hits to say: -)")
-        parts.append(_table(_drift_columns(drifted), drifted))
-    if judged := [row for row in report["rows"] if "beyond_accuracy" in row]:
+        parts.append(_table(drifted))
+    if judged := beyond_cells(report["rows"]):
         parts.append("Beyond accuracy, of the ten items first in each list")
-        parts.append(_table(_BEYOND, judged))
+        parts.append(_table(judged))
     protocol, machine = report["protocol"], report["environment"]
     parts.append(
         f"Accuracy: {protocol['accuracy']}; {protocol['users']} users, seeds {protocol['seeds']}, targets "
@@ -74,44 +78,52 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sentence(name: str, value: Mapping[str, Any]) -> str:
-    low, high = value["ci95"]
-    return f"- NDCG@10, {name}: {value['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """The paired comparisons in words."""
+    return [f"NDCG@10, {name}: {percent(value)}" for name, value in report["comparisons"].items()]
 
 
-def _table(columns: Mapping[str, Callable[[Rows], str]], rows: Sequence[Rows]) -> str:
-    lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def cells(columns: Mapping[str, Callable[[Rows], str]], rows: Sequence[Rows]) -> list[list[str]]:
+    """Header and rows of a table, as text."""
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
-def _drift_columns(rows: Sequence[Rows]) -> dict[str, Callable[[Rows], str]]:
+def drift_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of drift by slice; empty where no variant has a stage before."""
+
     def cell(name: str) -> Callable[[Rows], str]:
-        def text(row: Rows) -> str:
-            found = row["drift"]["ndcg_at_10"].get(name)
-            return "-" if not found else f"{found['relative']:+.1%} [{found['ci95'][0]:+.1%}, {found['ci95'][1]:+.1%}]"
+        return lambda row: percent(found) if (found := row["drift"]["ndcg_at_10"].get(name)) else "-"
 
-        return text
-
-    names = dict.fromkeys(name for row in rows for name in row["drift"]["ndcg_at_10"])
-    return {
+    drifted = [row for row in rows if "drift" in row]
+    names = dict.fromkeys(name for row in drifted for name in row["drift"]["ndcg_at_10"])
+    columns: dict[str, Callable[[Rows], str]] = {
         "variant": lambda row: row["variant"],
         "stage before": lambda row: row["drift"]["from"],
         **{name: cell(name) for name in names},
         "same items at 20": lambda row: f"{row['drift']['overlap_at_20']:.1%}",
         "same order (RBO)": lambda row: f"{row['drift']['rank_biased_overlap']:.3f}",
     }
+    return cells(columns, drifted) if drifted else []
 
 
-def _figure(name: str, form: str) -> Callable[[Rows], str]:
-    return lambda row: format(row["beyond_accuracy"][name], form)
+def beyond_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of what lists are like beyond accuracy; empty where nothing was ranked."""
+
+    def figure(name: str, form: str) -> Callable[[Rows], str]:
+        return lambda row: format(row["beyond_accuracy"][name], form)
+
+    judged = [row for row in rows if "beyond_accuracy" in row]
+    columns: dict[str, Callable[[Rows], str]] = {
+        "variant": lambda row: row["variant"],
+        "novelty (bits)": figure("novelty_bits", ".2f"),
+        "diversity in a list": figure("intra_list_diversity", ".3f"),
+        "coverage": figure("coverage", ".1%"),
+        "Gini": figure("gini", ".3f"),
+        "popularity lift": figure("popularity_lift", "+.1%"),
+        "miscalibration (KL)": figure("miscalibration", ".3f"),
+    }
+    return cells(columns, judged) if judged else []
 
 
-_BEYOND: dict[str, Callable[[Rows], str]] = {
-    "variant": lambda row: row["variant"],
-    "novelty (bits)": _figure("novelty_bits", ".2f"),
-    "diversity in a list": _figure("intra_list_diversity", ".3f"),
-    "coverage": _figure("coverage", ".1%"),
-    "Gini": _figure("gini", ".3f"),
-    "popularity lift": _figure("popularity_lift", "+.1%"),
-    "miscalibration (KL)": _figure("miscalibration", ".3f"),
-}
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])

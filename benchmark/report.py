@@ -13,6 +13,7 @@ import numpy as np
 from benchmark.accuracy import STAGE_BEFORE, Judge, accuracy_figures, comparisons
 from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
+from benchmark.html import to_html
 from benchmark.markdown import to_markdown
 from benchmark.runner import Results, failure, measure, round_ratios, run_process
 from benchmark.variants import serving_bytes, status_of
@@ -80,6 +81,10 @@ def build_report(
     }
     (draft.path / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     (draft.path / "report.md").write_text(to_markdown(report))
+    samples_s = {
+        name: [s for result in own for s in result["latency_samples_s"]] for name, own in results.items() if not failure(own)
+    }
+    (draft.path / "report.html").write_text(to_html(report, samples_s))
     (draft.path / "raw_speed.json").write_text(json.dumps(results))
     draft.metrics |= {"rows": len(rows), "failed": [name for name in results if failure(results[name])]}
 

@@ -93,6 +93,7 @@ def load_tokenizer(llm: Artifact) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
+    tokenizer(["item", "item 1"], padding=True)
     tokenizer(["item", "item 1"], padding=True, truncation=True, max_length=8)
     return tokenizer
 

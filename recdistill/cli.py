@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = group.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
-        if run is not _inspect:
+        if run not in (_inspect, _compare):
             _add_common(sub, again=group is not stages and group is not targets)
         return sub
 
@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     gate.add_argument("--dataset", type=Path, metavar="DIR", help="the dataset artefact of --student")
     gate.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML")
     gate.add_argument("--history", type=Path, metavar="FILE", help="append the result to a file of JSON lines")
+    pair = stage("compare", _compare, "two reports side by side", more)
+    pair.add_argument("first", type=Path, metavar="A.json")
+    pair.add_argument("second", type=Path, metavar="B.json")
     prove = stage("prove-gate", _prove_gate, "how often the gate is right: identical and slowed-down sides, for hours", more)
     prove.add_argument("--ledger", type=Path, default=Path("docs/results/gate.json"), metavar="FILE")
     prove.add_argument("--max-minutes", type=float, default=0, help="stop after this long, to go on another time; 0 = finish")
@@ -262,6 +265,14 @@ def _check_latency(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = Asked(data=arguments.dataset, **{name: getattr(arguments, name) for name in names})
     code, found = check_latency(asked, recipe.student, recipe.gate, arguments.runs / "gate")
     return {"stage": "check-latency", "exit_code": code, **found}
+
+
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.compare import compare, to_text
+
+    found = compare(arguments.first, arguments.second)
+    print(to_text(found))
+    return {"stage": "compare", **found}
 
 
 def _prove_gate(arguments: argparse.Namespace) -> dict[str, Any]:

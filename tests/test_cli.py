@@ -31,6 +31,7 @@ COMMANDS = {
     "export checkpoint": sorted([*COMMON, "--dataset", "out", "student"]),
     "bench": COMMON,
     "bench check-latency": sorted([*COMMON, "--dataset", "--head", "--history", "--junit", "--student", "base"]),
+    "bench compare": ["--help", "first", "second"],
     "bench prove-gate": sorted([*COMMON, "--ledger", "--max-minutes"]),
     "inspect": ["--help", "artifact"],
 }

@@ -170,12 +170,12 @@ def test_a_planted_slow_down_is_seen_as_large_as_it_is(served: tuple[Side, Seque
     side, sequences = served
     slow = Side("slow", side.graph, side.checkout, slowdown=1.0)
     section = QUICK.model_copy(update={"blocks": 6, "block_s": 0.02})
-    samples = measure(slow, side, histories_file(sequences, tmp_path), section, groups=2)
-    assert samples.groups == 2
+    samples = measure(slow, side, histories_file(sequences, tmp_path), section, groups=3)
+    assert samples.groups == 3
     for metric in (LATENCY, THROUGHPUT):
-        assert samples.head[metric].shape == samples.control[metric].shape == (2, 6)
-        assert np.exp(np.median(samples.head[metric])) == pytest.approx(2.0, rel=0.3)
-        assert np.exp(np.median(samples.control[metric])) == pytest.approx(1.0, rel=0.3)
+        assert samples.head[metric].shape == samples.control[metric].shape == (3, 6)
+        # Twice as long; wide bounds, because a test may have to share its cores.
+        assert 1.4 < np.exp(np.median(samples.head[metric] - samples.control[metric])) < 2.9
     assert (samples.peak_rss > 20e6).all()
 
 

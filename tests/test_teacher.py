@@ -283,6 +283,16 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(tiny_llm: Artifact, tmp_pat
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("model_max_length", {}), ("model_max_length", "x"), ("tokenizer_class", 5)])
+def test_a_tokenizer_that_cannot_work_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    folder = write_tiny_llm(tmp_path / "llm")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {name: value}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    llm = make(tmp_path / "a", "llm", recipe={}, inputs={}, build=lambda draft: build_llm(str(folder), draft))
+    with pytest.raises(ArtifactError, match="cannot be read as 'llm'"):
+        load_tokenizer(llm)
+
+
 def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
     teacher = new_teacher(tiny_llm, TEXT, SECTION)
     section = TargetsSection(top_k=5)

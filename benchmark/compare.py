@@ -1,0 +1,76 @@
+"""`recdistill bench compare A.json B.json`: two reports side by side, and a warning where they cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmark.report import REPORT_SCHEMA
+
+_FIGURES = ("ndcg_at_10", "latency_p50_s", "throughput_per_s", "peak_rss_bytes", "artifact_bytes")
+
+
+class ReportError(ValueError):
+    """A file that is no report, or of a schema this version does not read."""
+
+
+def compare(one_file: Path, other_file: Path) -> dict[str, Any]:
+    """Ratios of the second report to the first for every variant in both, the variants in one alone, and what is amiss.
+
+    Accuracy differences are unpaired (a report keeps means and intervals); speeds of two runs may differ by the hour of the
+    day: for a verdict on speed use the gate, which compares within one run.
+    """
+    one, other = _read(one_file), _read(other_file)
+    rows, other_rows = ({row["variant"]: row for row in report["rows"]} for report in (one, other))
+    return {
+        "warnings": _warnings(one, other),
+        "variants": {
+            name: {key: other_rows[name][key] / rows[name][key] for key in _FIGURES if _both(rows[name], other_rows[name], key)}
+            for name in rows
+            if name in other_rows
+        },
+        "only_in_first": sorted(rows.keys() - other_rows.keys()),
+        "only_in_second": sorted(other_rows.keys() - rows.keys()),
+    }
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """The comparison as a table of changes."""
+    lines = [f"warning: {warning}" for warning in found["warnings"]]
+    lines.append(f"{'variant':<16}" + "".join(f"{key:>18}" for key in _FIGURES))
+    for name, ratios in found["variants"].items():
+        changes = (f"{ratios[key] - 1:+.1%}" if key in ratios else "-" for key in _FIGURES)
+        lines.append(f"{name:<16}" + "".join(f"{change:>18}" for change in changes))
+    lines += [f"only in the first: {name}" for name in found["only_in_first"]]
+    lines += [f"only in the second: {name}" for name in found["only_in_second"]]
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+        schema = report["schema_version"]
+        _ = [row["variant"] for row in report["rows"]], report["targets_sha256"], report["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is no report ({type(error).__name__}: {error}); it is made by make bench") from None
+    if schema > REPORT_SCHEMA:
+        raise ReportError(f"{path} has report schema {schema}, this version reads up to {REPORT_SCHEMA}; update RecDistill")
+    return report
+
+
+def _warnings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    found = []
+    if one["targets_sha256"] != other["targets_sha256"]:
+        found.append("the reports have other targets (data or split): their accuracies cannot be compared")
+    for key in ("cpu", "gpu", "num_cpus", "num_threads"):
+        if one["environment"].get(key) != other["environment"].get(key):
+            found.append(f"{key}: {one['environment'].get(key)} and {other['environment'].get(key)}: speeds cannot be compared")
+    if one.get("protocol") != other.get("protocol"):
+        found.append("the reports were measured by different protocols")
+    return found
+
+
+def _both(row: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    return bool(row.get(key)) and other.get(key) is not None

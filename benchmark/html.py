@@ -1,0 +1,31 @@
+"""A report as one self-contained page: no script, no request, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from benchmark import plots
+from benchmark.accuracy import headlines
+from benchmark.markdown import COLUMNS, beyond_cells, cells, drift_cells, sentences
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]]) -> str:
+    """The page; `samples_s` maps a variant to the seconds its single requests took."""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    rows = report["rows"]
+    return template.render(
+        report=report,
+        table=cells(COLUMNS, rows),
+        headlines=headlines(rows),
+        sentences=sentences(report),
+        beyond=beyond_cells(rows),
+        pareto=plots.pareto(rows),
+        drift=plots.drift(rows) if drift_cells(rows) else "",
+        latencies=plots.latencies(samples_s),
+    )

@@ -1,0 +1,186 @@
+"""The report as Markdown and as a page, in a real browser where there is one, and the comparison of two reports."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmark.accuracy import ALL, headlines
+from benchmark.compare import ReportError, compare, to_text
+from benchmark.html import to_html
+from benchmark.markdown import to_markdown
+from benchmark.plots import _front
+from recdistill.cli import main
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def difference(relative: float) -> dict[str, Any]:
+    return {"relative": relative, "ci95": [relative - 0.01, relative + 0.01]}
+
+
+def row(variant: str, ndcg: float, latency_s: float, **more: Any) -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "status": "ok",
+        "runtime": "onnxruntime cpu",
+        "precision": "fp32",
+        "artifact_bytes": 1 << 20,
+        "artifact_digest": "0" * 64,
+        "hr_at_10": 2 * ndcg,
+        "ndcg_at_10": ndcg,
+        "ndcg_at_10_ci95": [ndcg - 0.01, ndcg + 0.01],
+        "latency_p50_s": latency_s,
+        "latency_p99_s": 2 * latency_s,
+        "latency_samples": 500,
+        "throughput_per_s": 1 / latency_s,
+        "peak_rss_bytes": 1 << 27,
+        "num_parameters": 1000,
+        "beyond_accuracy": dict.fromkeys(
+            ("novelty_bits", "intra_list_diversity", "coverage", "gini", "popularity_lift", "miscalibration"), 0.5
+        ),
+        **more,
+    }
+
+
+DRIFT = {"all users": difference(-0.002), "head items": difference(0.001), "tail items": difference(-0.04), "cold items": None}
+REPORT: dict[str, Any] = {
+    "schema_version": 2,
+    "date": "2026-01-01",
+    "dataset": "<script>alert(1)</script>",
+    "targets_sha256": "ab" * 32,
+    "environment": {"cpu": "a CPU & more", "gpu": "", "num_cpus": 2, "num_threads": 2, "versions": {"python": "3.11"}},
+    "protocol": {"accuracy": "full ranking", "users": 943, "seeds": [0, 1], "speed": "5 rounds"},
+    "full_depth_teacher": {},
+    "rows": [
+        row("popularity", 0.04, 1e-4),
+        row("control-text", 0.116, 3e-4),
+        row("teacher", 0.117, 1e-2),
+        row("student", 0.115, 3.1e-4),
+        row(
+            "student-int8",
+            0.1148,
+            2.9e-4,
+            drift={"from": "student", "overlap_at_20": 0.97, "rank_biased_overlap": 0.96, "ndcg_at_10": DRIFT},
+        ),
+        {"variant": "student-trt", "status": "not made: no GPU"},
+    ],
+    "comparisons": {"student-int8 over student": difference(-0.002)},
+}
+SAMPLES = {"student": np.random.default_rng(0).lognormal(-8, 0.1, 300).tolist(), "teacher": [0.01] * 50}
+
+
+def test_the_headline_is_the_slice_that_lost() -> None:
+    (line,) = headlines(REPORT["rows"])
+    assert line.text == ("student-int8: NDCG@10 -0.2% [-1.2%, +0.8%] overall; worst slice: tail items -4.0% [-5.0%, -3.0%]")
+    assert line.lost
+    calm = {**REPORT["rows"][4], "drift": {**REPORT["rows"][4]["drift"], "ndcg_at_10": {ALL: difference(0.0)}}}
+    assert not headlines([calm])[0].lost
+
+
+def test_markdown() -> None:
+    text = to_markdown(REPORT)
+    assert "- student-int8: NDCG@10 -0.2%" in text
+    assert "| student-int8 | student | -0.2% [-1.2%, +0.8%] | +0.1% [-0.9%, +1.1%] | -4.0% [-5.0%, -3.0%] | - | 97.0% |" in text
+    assert "| student-trt | - |" in text
+    assert "not made: no GPU" in text
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+
+
+def test_the_page_holds_everything_it_shows() -> None:
+    text = to_html(REPORT, SAMPLES)
+    page = Page(text)
+    assert page.tags.count("svg") == 3
+    assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not re.search(r"url\((?!#)", text)
+    assert "&lt;script&gt;" in text
+    assert 'class="lost"' in text
+    assert text == to_html(REPORT, SAMPLES)
+
+
+def test_a_report_of_failures_alone_is_still_a_page() -> None:
+    broken = {**REPORT, "rows": [{"variant": "student", "status": "failed: out of memory"}], "comparisons": {}}
+    assert "failed: out of memory" in to_html(broken, {})
+
+
+def test_the_front() -> None:
+    assert _front([(1, 5), (2, 4), (3, 9), (0.5, 1), (3, 8)]) == [(0.5, 1), (1, 5), (3, 9)]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk(tmp_path: Path, width: int) -> None:
+    (tmp_path / "report.html").write_text(to_html(REPORT, SAMPLES))
+    browse(tmp_path, "--hide-scrollbars", f"--window-size={width},3000", f"--screenshot={tmp_path / 'shot.png'}")
+    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("L"))
+    assert pixels.shape == (3000, width)
+    dark_rows, dark_columns = (np.flatnonzero((pixels < 200).any(axis=axis)) for axis in (1, 0))
+    assert dark_rows[-1] > 1500, "the page is cut short"
+    assert dark_columns[0] < width / 4 and dark_columns[-1] > width / 2
+    assert len(np.unique(pixels)) > 50
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_it_prints(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(to_html(REPORT, SAMPLES))
+    browse(tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def browse(folder: Path, *options: str) -> None:
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *options, (folder / "report.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = tmp_path / "a.json", tmp_path / "b.json"
+    one.write_text(json.dumps(REPORT))
+    changed = json.loads(one.read_text())
+    changed["rows"][3] |= {"ndcg_at_10": 0.115 * 1.1, "latency_p50_s": 6.2e-4}
+    changed["rows"][0]["variant"] = "item-knn"
+    other.write_text(json.dumps(changed))
+    found = compare(one, other)
+    assert found["warnings"] == []
+    assert found["variants"]["student"]["ndcg_at_10"] == pytest.approx(1.1)
+    assert found["variants"]["student"]["latency_p50_s"] == pytest.approx(2.0)
+    assert found["variants"]["student-trt"] == {}
+    assert (found["only_in_first"], found["only_in_second"]) == (["popularity"], ["item-knn"])
+    assert main(["bench", "compare", str(one), str(other)]) == 0
+    assert re.search(r"student +\+10\.0% +\+100\.0%", capsys.readouterr().out)
+    changed |= {"targets_sha256": "cd" * 32, "environment": {**REPORT["environment"], "cpu": "another"}}
+    other.write_text(json.dumps(changed))
+    warnings = compare(one, other)["warnings"]
+    assert [("cannot be compared" in warning) for warning in warnings] == [True, True]
+    assert "warning: " in to_text(compare(one, other))
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is no report"), ("[]", "is no report"), ("{}", "is no report")])
+def test_what_is_no_report(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ReportError, match=message):
+        compare(tmp_path / "a.json", tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(json.dumps({**REPORT, "schema_version": 99}))
+    with pytest.raises(ReportError, match="update RecDistill"):
+        compare(tmp_path / "a.json", tmp_path / "a.json")

@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench check-latency prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench bench-full check-latency prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ export-trt: $(VENV)/.tensorrt ## the ONNX graph, and TensorRT engines from it
 
 bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
 	$(RECDISTILL) bench $(OPTIONS)
+
+bench-full: $(VENV)/.tensorrt ## the same with the highest rate each variant holds, and sweeps over batch and catalogue size
+	$(RECDISTILL) bench $(OPTIONS) --set benchmark.full=true
 
 BASE ?= origin/main
 check-latency: setup ## the latency gate: is this checkout slower than BASE (a git revision, or an artefact beside HEAD=DIR)?

@@ -155,12 +155,22 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{key: own[0][key] for key in ("runtime", "precision", "num_parameters", "peak_gpu_bytes")},
         "latency_p50_s": float(np.quantile(samples, 0.5)),
+        "latency_p90_s": float(np.quantile(samples, 0.9)),
         "latency_p99_s": float(np.quantile(samples, 0.99)),
+        "latency_early_stopping_s": _estimates(own),
         "latency_samples": len(samples),
         "throughput_per_s": float(np.median([result["throughput_per_s"] for result in own])),
         "completed_histories": own[0]["completed_histories"],
         "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
+        **{name: [result[name] for result in own] for name in ("max_rate", "batches") if name in own[0]},
     }
+
+
+def _estimates(own: list[dict[str, Any]]) -> dict[str, float]:
+    """LoadGen's early-stopping estimates, medians over the rounds that had requests enough for one."""
+    names = sorted({name for result in own for name in result["latency_estimates_s"]})
+    rounds = {name: [r["latency_estimates_s"][name] for r in own if name in r["latency_estimates_s"]] for name in names}
+    return {name: float(np.median(values)) for name, values in rounds.items()}
 
 
 def _full_depth(own: list[dict[str, Any]], llm: Artifact) -> dict[str, Any]:

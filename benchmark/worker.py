@@ -1,7 +1,7 @@
 """One measurement in one fresh process: `python -m benchmark.worker JOB.json RESULT.json` opens a variant, measures, writes.
 
-Speed is measured on a fixed matrix of histories; accuracy, afterwards, on the evaluated users with their whole histories.
-Latency counts from the instant a request was due, which in the single-stream scenario is the end of the one before.
+Speed is measured on a fixed matrix of histories, under LoadGen's load (`loadgen.py`); afterwards lists are made for the
+evaluated users with their whole histories.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmark import loadgen
 from benchmark.config import BenchmarkSection
 from benchmark.variants import Opened, open_full_depth, open_variant
 from foundation.artifact import load
 from recommender.ranking import Recommender
 
 WATCH = "--end-with-parent"
+_RATE_STEPS = 7
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -68,56 +71,72 @@ def _rank(opened: Opened, job: Job, section: BenchmarkSection) -> None:
 
 
 def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any]:
-    history_NL = np.load(job.histories, allow_pickle=False)
-    _warm_up(opened.recommender, history_NL[:1], section)
-    single_s = _single_stream(opened.recommender, history_NL, section)
-    _warm_up(opened.recommender, history_NL[: section.batch_size], section)
-    completed, offline_s = _offline(opened.recommender, history_NL, section)
-    return {
-        "latency_samples_s": single_s,
-        "completed_histories": completed,
-        "offline_s": offline_s,
-        "throughput_per_s": completed / offline_s,
+    history_NL, recommender, k = np.load(job.histories, allow_pickle=False), opened.recommender, section.k
+    expected_s = _warm_up(recommender, history_NL[:1], section)
+    single = loadgen.single_stream(
+        recommender, history_NL, k, seconds=section.single_s, max_requests=section.max_single_requests, expected_s=expected_s
+    )
+    size = section.batch_size
+    rate = size / _warm_up(recommender, history_NL[:size], section)
+    whole = loadgen.offline(recommender, history_NL, k, seconds=section.offline_s, batch_size=size, expected_per_s=rate)
+    found = {
+        "latency_samples_s": single.sample_s.tolist(),
+        "latency_estimates_s": single.estimate_s,
+        "completed_histories": len(whole.sample_s),
+        "throughput_per_s": whole.throughput_per_s,
         "peak_rss_bytes": _peak_rss_bytes(),
         "peak_gpu_bytes": _peak_gpu_bytes(),
     }
+    if section.full:
+        found |= {"max_rate": _max_rate(recommender, history_NL, whole.throughput_per_s, section)}
+        found |= {"batches": _batches(recommender, history_NL, section)}
+    return found
 
 
-def _warm_up(recommender: Recommender, history_BL: np.ndarray, section: BenchmarkSection) -> None:
-    until = time.perf_counter() + section.warmup_s
+def _warm_up(recommender: Recommender, history_BL: np.ndarray, section: BenchmarkSection) -> float:
+    """Seconds of the median call, the first left out."""
     recommender.recommend(history_BL, section.k)
-    while time.perf_counter() < until:
+    until, times = time.perf_counter() + section.warmup_s, []
+    while not times or time.perf_counter() < until:
+        started = time.perf_counter()
         recommender.recommend(history_BL, section.k)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
 
 
-def _single_stream(recommender: Recommender, history_NL: np.ndarray, section: BenchmarkSection) -> list[float]:
-    """One request after the other; at least ten, at most `single_requests`."""
-    samples, started = [], time.perf_counter()
-    due = started
-    for request in range(section.single_requests):
-        row = request % len(history_NL)
-        recommender.recommend(history_NL[row : row + 1], section.k)
-        now = time.perf_counter()
-        samples.append(now - due)
-        due = now
-        if now - started > section.max_single_s and len(samples) >= 10:
+def _max_rate(
+    recommender: Recommender, history_NL: np.ndarray, offline_per_s: float, section: BenchmarkSection
+) -> dict[str, Any]:
+    """The highest rate of random arrivals whose p99 stays within the bound, found by halving between none and offline's."""
+    held, low, high, steps = 0.0, 0.0, 1.0, []
+    for _ in range(_RATE_STEPS):
+        share = (low + high) / 2
+        load = loadgen.server(
+            recommender,
+            history_NL,
+            section.k,
+            seconds=section.server_s,
+            batch_size=section.batch_size,
+            rate_per_s=share * offline_per_s,
+        )
+        p99_s = load.percentile(99)
+        steps.append({"rate_per_s": share * offline_per_s, "p99_s": p99_s, "requests": len(load.sample_s)})
+        if p99_s <= section.max_p99_s:
+            held, low = share * offline_per_s, share
+        else:
+            high = share
+    return {"rate_per_s": held, "max_p99_s": section.max_p99_s, "steps": steps}
+
+
+def _batches(recommender: Recommender, history_NL: np.ndarray, section: BenchmarkSection) -> list[dict[str, float]]:
+    """Seconds of the median call by batch size; sizes whose one call takes longer than a second end the sweep."""
+    found = []
+    for size in _BATCH_SIZES:
+        call_s = _warm_up(recommender, np.resize(history_NL, (size, history_NL.shape[1])), section)
+        found.append({"batch_size": size, "call_s": call_s})
+        if call_s > 1.0:
             break
-    return samples
-
-
-def _offline(recommender: Recommender, history_NL: np.ndarray, section: BenchmarkSection) -> tuple[int, float]:
-    """(histories, seconds): whole passes over all histories until `min_offline_s`; a slow one ends within its first pass,
-    at the first batch that ends after `max_offline_s`."""
-    started, completed, elapsed_s = time.perf_counter(), 0, 0.0
-    while elapsed_s < section.min_offline_s:
-        for first in range(0, len(history_NL), section.batch_size):
-            batch = history_NL[first : first + section.batch_size]
-            recommender.recommend(batch, section.k)
-            completed += len(batch)
-            elapsed_s = time.perf_counter() - started
-            if elapsed_s > section.max_offline_s:
-                break
-    return completed, elapsed_s
+    return found
 
 
 def _peak_rss_bytes() -> int:

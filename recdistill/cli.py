@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+_QUICK = [f"benchmark.{name}" for name in ("rounds=1", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1")]
 _GO_ON = "the same command goes on from the last checkpoint"
 
 
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("out", type=Path, help="where the graph goes")
     checkpoint.add_argument("--dataset", type=Path, required=True, help="the dataset artefact whose items it ranks")
     bench = stage("bench", _bench, "accuracy, latency, throughput and memory of every variant")
+    bench.add_argument("--quick", action="store_true", help="one short round, for a first look: no figure to quote")
     more = bench.add_subparsers(dest="target", metavar="TARGET", title="instead of measuring every variant")
     gate = stage("check-latency", _check_latency, "the gate: is this checkout slower than a base?", more)
     gate.epilog = "exit code 0: pass (or a warning), 1: fail, 2: wrong usage, 3: this machine cannot judge now"
@@ -145,6 +147,7 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
         implied["teacher.llm"] = arguments.teacher
     # A JSON string is a TOML string; what --set says comes last and wins.
     overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
+    overrides += _QUICK if getattr(arguments, "quick", False) else []
     overrides += ["data.options={}"] * bool(arguments.data) + arguments.set
     recipe = load_recipe(Recipe, arguments.recipe, overrides)
     from recdistill.pipeline import Pipeline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +13,13 @@ from benchmark.config import BenchmarkSection
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, build_report, comparisons
 from benchmark.runner import failure, measure, round_ratios, run_process
-from benchmark.worker import WATCH, Job, _offline, _single_stream
+from benchmark.worker import WATCH, Job
 from foundation.artifact import Artifact, Draft, make
 from recommender.baselines import build_baseline
 from recommender.split import Sequences
 
-SECTION = BenchmarkSection(rounds=2, num_histories=40, single_requests=20, min_offline_s=0.02, max_offline_s=0.2, warmup_s=0.0)
+SECTION = BenchmarkSection(rounds=2, num_histories=40, single_s=0.05, offline_s=0.05, server_s=0.1, warmup_s=0.0)
 HISTORIES = np.ones((100, 3), np.int64)
-
-
-class Sleeper:
-    """Takes `delay_s` a call, whatever the batch."""
-
-    def __init__(self, delay_s: float) -> None:
-        self.delay_s, self.calls = delay_s, 0
-
-    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        self.calls += 1
-        time.sleep(self.delay_s)
-        return np.zeros((len(history_BL), k), np.int64), np.zeros((len(history_BL), k), np.float32)
-
-
-def test_a_planted_delay_is_seen() -> None:
-    quick, slow = (np.median(_single_stream(Sleeper(delay_s), HISTORIES, SECTION)) for delay_s in (0.0, 0.005))
-    assert slow - quick >= 0.005
-    assert quick < slow / 5
-
-
-def test_offline_repeats_the_quick_and_cuts_the_slow() -> None:
-    quick = Sleeper(0.0)
-    completed, seconds = _offline(quick, HISTORIES, SECTION)
-    assert completed == quick.calls // 2 * 100
-    assert seconds >= SECTION.min_offline_s
-    slow = Sleeper(0.3)
-    assert _offline(slow, HISTORIES, SECTION)[0] == SECTION.batch_size
-    assert slow.calls == 1
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +45,7 @@ def test_what_fails_becomes_a_result_that_says_so(popularity: Artifact, tmp_path
 
 
 def test_a_worker_ends_with_its_parent(popularity: Artifact, tmp_path: Path) -> None:
-    section = SECTION.model_copy(update={"min_offline_s": 300.0, "max_offline_s": 300.0})
+    section = SECTION.model_copy(update={"warmup_s": 300.0})
     job = Job(str(popularity.path), "", section.model_dump(), histories=str(tmp_path / "h.npy"))
     np.save(tmp_path / "h.npy", HISTORIES)
     job.write(tmp_path / "job.json")

@@ -29,7 +29,7 @@ COMMANDS = {
     "export onnx": COMMON,
     "export tensorrt": COMMON,
     "export checkpoint": sorted([*COMMON, "--dataset", "out", "student"]),
-    "bench": COMMON,
+    "bench": sorted([*COMMON, "--quick"]),
     "bench check-latency": sorted([*COMMON, "--dataset", "--head", "--history", "--junit", "--student", "base"]),
     "bench compare": ["--help", "first", "second"],
     "bench prove-gate": sorted([*COMMON, "--ledger", "--max-minutes"]),

@@ -399,7 +399,8 @@ def cases(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     command += ["--hypothesis-show-statistics", "tests/test_fuzz.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
-    passing = [int(n) for n in re.findall(r"(\d+) passing examples", done.stdout)]
+    passing = [int(n) for n in re.findall(r"(\d+) passing, 0 failing", done.stdout)]
+    assert len(passing) == quick + slow, done.stdout[-6000:]
     return {"hypothesis_cases": sum(passing), "hypothesis_properties": quick + slow}
 
 

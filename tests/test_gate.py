@@ -108,7 +108,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, head: Callable[[int], np.ndarray]
 
 def verdict_of(section: GateSection | None = None) -> tuple[Verdict, int]:
     side = Side("side", Path(), Path())
-    outcome, _ = check_time(side, side, Path(), section or GateSection(budgets=Budgets(throughput_time=None)))
+    outcome, _ = check_time(side, side, Path(), section or GateSection(budgets=Budgets(throughput_time=0.0)))
     return outcome.verdict, outcome.groups
 
 
@@ -214,7 +214,7 @@ def test_another_ranking_is_an_accuracy_failure(
     onnx.save(model, tmp_path / GRAPH)
     histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
     simulated(monkeypatch, lambda n: noise(1.0, seed=n), noise())
-    section = GateSection(budgets=Budgets(throughput_time=None))
+    section = GateSection(budgets=Budgets(throughput_time=0.0))
     outcome = check(Side("other", tmp_path / GRAPH, REPOSITORY), side, histories, None, tmp_path, section)
     assert outcome.verdict is Verdict.FAIL
     assert {entry.metric: entry.within for entry in outcome.counted} == {

@@ -46,6 +46,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ('name = "x"\nbase = "."\n[data]\n', "cannot be read: Is a directory"),
         ('name = "x"\n[data]\n[student.optim]\nclip_norm = inf\n', r"r.toml:4: student.optim.clip_norm = inf: .*finite"),
         ('name = "x"\n[data]\n[student]\ndropout = nan\n', r"r.toml:4: student.dropout = nan: .*finite"),
+        (
+            'name = "x"\n[data]\n[gate.budgets]\nlatency_p50 = 0.95\n',
+            r"r.toml:4: gate.budgets.latency_p50 = 0.95: .*a ratio above 1 is needed, or 0 for what is not gated",
+        ),
         ('name = "x"\nx = ' + "[" * 5000, "not valid TOML"),
         (
             'name = "x"\n[data]\n[student]\nhidden_size = 10\nnum_heads = 4\n',

@@ -71,7 +71,7 @@ class Outcome:
 def check_time(head: Side, base: Side, histories: Path, section: GateSection) -> tuple[Outcome, Samples]:
     """The verdict on latency and throughput, with what was measured."""
     started = time.monotonic()
-    budgets = {name: b for name in (LATENCY, THROUGHPUT) if (b := getattr(section.budgets, name)) is not None}
+    budgets = {name: budget for name in (LATENCY, THROUGHPUT) if (budget := getattr(section.budgets, name))}
     samples, verdict, judged, reason = Samples(), None, [], ""
     while verdict is None:
         samples = samples.extended(measure(head, base, histories, section, section.groups, samples.groups))
@@ -101,15 +101,15 @@ def check(
     np.save(history_file, pad_left(histories, 50), allow_pickle=False)
     timed, samples = check_time(head, base, history_file, section)
     counted, budgets = [], section.budgets
-    if budgets.peak_rss is not None:
+    if budgets.peak_rss:
         ratio_G = samples.peak_rss[:, 0] / samples.peak_rss[:, 1]
         counted.append(_at_most("peak_rss", float(np.median(ratio_G)), budgets.peak_rss))
-    if budgets.artifact_bytes is not None:
+    if budgets.artifact_bytes:
         counted.append(
             _at_most("artifact_bytes", head.graph.stat().st_size / base.graph.stat().st_size, budgets.artifact_bytes)
         )
     ratio, overlap = _ranking(head, base, histories[:_MAX_COMPARED], targets)
-    if budgets.min_ndcg is not None:
+    if budgets.min_ndcg:
         counted.append(Counted("ndcg_at_10", ratio, budgets.min_ndcg, ratio >= budgets.min_ndcg))
     verdict = timed.verdict if all(entry.within for entry in counted) else Verdict.FAIL
     return Outcome(verdict, timed.judged, timed.control, timed.reason, timed.groups, timed.seconds, tuple(counted), overlap)

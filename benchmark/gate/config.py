@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from foundation.recipe import Section
 
 
-class Budgets(Section):
-    """Allowed ratios of head to base; a value left out of the file is not gated."""
+def _budget(value: float) -> float:
+    if value and value <= 1:
+        raise ValueError("a ratio above 1 is needed, or 0 for what is not gated")
+    return value
 
-    latency_p50: float | None = Field(default=1.05, gt=1, le=10, description="median time of a request of one history")
-    throughput_time: float | None = Field(
-        default=1.05, gt=1, le=10, description="median time of a batch, the inverse of throughput"
-    )
-    peak_rss: float | None = Field(default=1.10, gt=1, le=10, description="peak resident memory of the serving process")
-    artifact_bytes: float | None = Field(default=1.05, gt=1, le=10, description="bytes of the exported graph")
-    min_ndcg: float | None = Field(
-        default=0.99, gt=0, le=1, description="NDCG@10 of head over base, each judged on the same histories"
+
+Budget = Annotated[float, Field(ge=0, le=10), AfterValidator(_budget)]
+
+
+class Budgets(Section):
+    """Allowed ratios of head to base; 0 = not gated."""
+
+    latency_p50: Budget = Field(default=1.05, description="median time of a request of one history")
+    throughput_time: Budget = Field(default=1.05, description="median time of a batch, the inverse of throughput")
+    peak_rss: Budget = Field(default=1.10, description="peak resident memory of the serving process")
+    artifact_bytes: Budget = Field(default=1.05, description="bytes of the exported graph")
+    min_ndcg: float = Field(
+        default=0.99, ge=0, le=1, description="NDCG@10 of head over base, each judged on the same histories; 0 = not gated"
     )
 
 

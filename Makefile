@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	tools/install.sh $(VENV) dev,tensorrt-rtx
+	tools/install.sh $(VENV) dev,tensorrt-rtx,openvino
 	touch $@
 
 $(VENV)/.tensorrt: $(VENV)/.installed

@@ -26,6 +26,7 @@ COMPARISONS = (
     ("student", "teacher"),
     ("student-int8", "student"),
     ("student-int4", "student"),
+    ("student-openvino", "student"),
     ("student-trt", "student"),
     ("teacher-int8", "teacher"),
     ("teacher-nf4", "teacher"),
@@ -34,7 +35,7 @@ STAGE_BEFORE = {
     "control-text": "control-id",
     "teacher": "control-text",
     "student": "teacher",
-    **dict.fromkeys(("student-int8", "student-int4", "student-trt"), "student"),
+    **dict.fromkeys(("student-openvino", "student-int8", "student-int4", "student-trt"), "student"),
     **dict.fromkeys(("teacher-int8", "teacher-nf4"), "teacher"),
 }
 ALL = "all users"
@@ -64,7 +65,7 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
     return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
 
 
-COMPRESSED = ("student-int8", "student-int4", "student-trt", "teacher-int8", "teacher-nf4")
+COMPRESSED = ("student-openvino", "student-int8", "student-int4", "student-trt", "teacher-int8", "teacher-nf4")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Row:
     variant: str
     artifacts: Sequence[Artifact]
     missing: str = ""
+    runtime: str = "onnxruntime"  # of a graph
 
 
 def build_report(
@@ -58,7 +59,14 @@ def build_report(
     np.save(histories, speed_histories(sequences, max_length, section), allow_pickle=False)
     runnable = [row for row in rows if not row.missing and status_of(row.artifacts[0]) == "ok"]
     jobs = {
-        row.variant: _job(row.artifacts[0], section, histories=str(histories), data=str(data.path), top=_top(draft, row, 0))
+        row.variant: _job(
+            row.artifacts[0],
+            section,
+            histories=str(histories),
+            data=str(data.path),
+            top=_top(draft, row, 0),
+            runtime=row.runtime,
+        )
         for row in runnable
     }
     for row in runnable:
@@ -115,7 +123,7 @@ def _tops(
     ran = [row for row in rows if not failure(results[row.variant])]
     others = [(row, number) for row in ran for number in range(1, len(row.artifacts))]
     for row, number in console.progress(others, "accuracy of further seeds"):
-        job = _job(row.artifacts[number], section, data=str(data.path), top=_top(draft, row, number))
+        job = _job(row.artifacts[number], section, data=str(data.path), top=_top(draft, row, number), runtime=row.runtime)
         result = run_process(job, section, draft.checkpoint)
         if "error" in result:
             results[row.variant].append(result)

@@ -8,6 +8,7 @@ import numpy as np
 
 from foundation.artifact import Artifact, ArtifactError, opens
 from recommender.ranking import Recommender
+from recommender.runtimes import GRAPH, open_graph
 
 
 @dataclass(frozen=True)
@@ -21,25 +22,26 @@ class Opened:
 
 
 @opens
-def open_variant(artifact: Artifact, num_threads: int) -> Opened:
-    """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs."""
-    opened = _open(artifact, num_threads)
+def open_variant(artifact: Artifact, num_threads: int, runtime: str = "onnxruntime") -> Opened:
+    """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs.
+
+    `runtime` is what runs an ONNX graph.
+    """
+    opened = _open(artifact, num_threads, runtime)
     opened.recommender.recommend(np.array([[1]]), 1)
     return opened
 
 
-def _open(artifact: Artifact, num_threads: int) -> Opened:
+def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
     if artifact.kind in ("popularity", "item-knn"):
         from recommender.baselines import load_baseline
 
         baseline = load_baseline(artifact)
         return Opened(baseline, "numpy cpu", "fp32", baseline.num_parameters)
     if artifact.kind in ("onnx", "onnx-int8", "onnx-int4"):
-        from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
-
-        precision = artifact.kind.removeprefix("onnx").lstrip("-") or "fp32"
-        graph = OnnxRecommender(artifact.file(GRAPH), num_threads)
-        return Opened(graph, f"onnxruntime {graph.device}", precision, artifact.metrics["num_parameters"])
+        graph = open_graph(runtime, artifact.file(GRAPH), num_threads)
+        precision = artifact.kind.removeprefix("onnx").lstrip("-") or graph.precision
+        return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"])
     if artifact.kind == "tensorrt":
         from recommender.runtimes.tensorrt import TensorRTRecommender
 

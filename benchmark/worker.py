@@ -38,6 +38,7 @@ class Job:
     histories: str = ""  # .npy of int64[N, L]: measure speed
     data: str = ""  # the dataset artefact: rank for its evaluated users …
     top: str = ""  # … and put the lists here (.npy of int64[U, K])
+    runtime: str = "onnxruntime"  # of a graph
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
 
     def write(self, path: Path) -> None:
@@ -51,7 +52,7 @@ def run_job(job: Job) -> dict[str, Any]:
     if job.full_depth_llm:
         opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
     else:
-        opened = open_variant(artifact, section.num_threads)
+        opened = open_variant(artifact, section.num_threads, job.runtime)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
     if job.histories:
         result |= _speed(opened, job, section)

@@ -18,7 +18,8 @@ from export.config import ExportSection
 from export.graph import INPUT, OUTPUTS, ServingGraph
 from export.parity import compare, parity_histories, require_overlap
 from foundation.artifact import Draft
-from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.runtimes import GRAPH
+from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
 

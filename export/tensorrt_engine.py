@@ -17,7 +17,8 @@ from export.graph import INPUT
 from export.parity import compare, parity_histories, require_overlap
 from foundation import console
 from foundation.artifact import Artifact, Draft
-from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.runtimes import GRAPH
+from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.runtimes.tensorrt import TensorRTRecommender, TensorRTUnavailable, import_tensorrt
 from recommender.split import Sequences
 

@@ -13,7 +13,8 @@ from quantize.methods import GRAPH_METHODS
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, paired_relative_difference, summary
 from recommender.ranking import EVALUATION_K
-from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.runtimes import GRAPH
+from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
 
 

@@ -221,7 +221,8 @@ class Pipeline:
         rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in ARMS[:2]]
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
         rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
-        rows += [Row("student", [self.onnx("student", seed) for seed in seeds])]
+        graphs = [self.onnx("student", seed) for seed in seeds]
+        rows += [Row("student", graphs), Row("student-openvino", graphs, runtime="openvino")]
         rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in ("int8", "int4")]
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section, length = self.recipe.benchmark, self.recipe.student.max_length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,10 @@ import torch
 
 from distill.objectives.base import Objective, TeacherTargets
 from quantize.config import QuantizeSection
+from recommender.beyond import overlap
+from recommender.runtimes import GraphRecommender, open_graph
 from recommender.runtimes.onnxruntime import OnnxRecommender
+from recommender.student import Student, StudentRecommender
 
 NUM_POSITIONS, NUM_ITEMS, TOP_K, TEMPERATURE = 7, 12, 5, 2.0
 
@@ -87,6 +92,47 @@ class ObjectiveContract:
     def test_bad_weight_is_refused(self) -> None:
         with pytest.raises(ValueError, match="weight"):
             type(self.make())(weight=-1)
+
+
+class RuntimeContract:
+    """Subclasses set `runtime`, a name in `recommender.runtimes.METHODS`, and the precision and bound it can hold."""
+
+    runtime: str
+    min_overlap = 1.0
+    max_score_difference = 1e-4
+
+    @pytest.fixture
+    def opened(self, exported_path: Path) -> GraphRecommender:
+        return open_graph(self.runtime, exported_path, num_threads=1)
+
+    @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 300), (2, 7), (64, 16)])
+    def test_it_answers_as_pytorch_at_any_shape(
+        self, opened: GraphRecommender, student: Student, batch: int, length: int
+    ) -> None:
+        history_BL = np.random.default_rng(batch).integers(0, 200, (batch, length))
+        index_BK, score_BK = opened.recommend(history_BL, 20)
+        expected_BK, expected_score_BK = StudentRecommender(student).recommend(history_BL, 20)
+        assert (index_BK.dtype, score_BK.dtype, index_BK.shape) == (np.int64, np.float32, (batch, 20))
+        assert overlap(index_BK, expected_BK).mean() >= self.min_overlap
+        assert np.abs(score_BK - expected_score_BK).max() <= self.max_score_difference
+        for seen, recommended in zip(history_BL, index_BK, strict=True):
+            assert not set(seen) & set(recommended)
+
+    def test_fewer_can_be_asked_for_and_more_cannot(self, opened: GraphRecommender) -> None:
+        history_BL = np.array([[3, 1]])
+        assert opened.recommend(history_BL, 5)[0].tolist() == opened.recommend(history_BL, opened.k)[0][:, :5].tolist()
+        with pytest.raises(ValueError, match=r"export.k >= 21"):
+            opened.recommend(history_BL, opened.k + 1)
+
+    def test_an_answer_is_not_overwritten_by_the_next(self, opened: GraphRecommender) -> None:
+        first = opened.recommend(np.array([[3, 1]]), 5)
+        before = [part.copy() for part in first]
+        opened.recommend(np.array([[9, 4]]), 5)
+        assert all((part == same).all() for part, same in zip(first, before, strict=True))
+
+    def test_it_says_what_it_runs_on(self, opened: GraphRecommender) -> None:
+        assert opened.device in ("cpu", "cuda")
+        assert opened.precision in ("fp32", "bf16", "fp16")
 
 
 class GraphQuantizerContract:

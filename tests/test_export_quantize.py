@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from quantize.methods import GRAPH_METHODS
 from recommender.beyond import overlap
 from recommender.config import StudentSection
 from recommender.ranking import pad_left
-from recommender.runtimes.onnxruntime import GRAPH, OnnxRecommender
+from recommender.runtimes import GRAPH, METHODS
+from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.runtimes.tensorrt import TensorRTUnavailable, import_tensorrt
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
-from tests.contracts import GraphQuantizerContract
+from tests.contracts import GraphQuantizerContract, RuntimeContract
 
 NUM_ITEMS = 400
 SECTION = ExportSection(k=20, parity_histories=60, trt_targets=["sm89"], trt_max_length=64)
@@ -62,6 +64,11 @@ def student() -> Student:
 def exported(student: Student, catalogue: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("export") / "onnx"
     return make(out, "onnx", recipe={}, inputs={}, build=lambda draft: build_onnx(student, catalogue, SECTION, "0" * 64, draft))
+
+
+@pytest.fixture(scope="session")
+def exported_path(exported: Artifact) -> Path:
+    return exported.file(GRAPH)
 
 
 @pytest.fixture(scope="session")
@@ -231,3 +238,17 @@ def test_hard_histories_are_part_of_parity(catalogue: Sequences) -> None:
     assert lengths[1] == 1
     assert len(set(histories[2])) == 1
     assert pad_left(histories).shape[0] == 60
+
+
+class TestOnnxRuntime(RuntimeContract):
+    runtime = "onnxruntime"
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+class TestOpenVino(RuntimeContract):
+    runtime = "openvino"
+    min_overlap, max_score_difference = 0.95, 0.1  # bfloat16 where the CPU has it
+
+
+def test_every_runtime_has_its_contract() -> None:
+    assert {contract.runtime for contract in RuntimeContract.__subclasses__()} == set(METHODS)

@@ -27,7 +27,7 @@ from foundation.artifact import make
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.ranking import pad_left
-from recommender.runtimes.onnxruntime import GRAPH
+from recommender.runtimes import GRAPH
 from recommender.split import Sequences, build_sequences
 from recommender.student import load_student
 

@@ -214,7 +214,7 @@ def storm(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         while killed:
             number = rng.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), (8, 1, 1))[0]
             # Mostly soon, so that every part of the chain is met; at times late, so that it gets on.
-            patience_s = rng.uniform(0, whole_s * rng.choice((0.05, 0.1, 0.3)))
+            patience_s = rng.uniform(0, whole_s * rng.choice((0.05, 0.1, 0.3, 1.0)))
             killed = killed_after(patience_s, number, lambda r=runs: chain(work, r))
             if killed:
                 kills, signals[number.name] = kills + 1, signals[number.name] + 1

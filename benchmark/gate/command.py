@@ -19,7 +19,7 @@ from foundation import console
 from foundation.artifact import MANIFEST, Artifact, load, write_atomically
 from recommender.config import StudentSection
 from recommender.data import load_dataset
-from recommender.runtimes.onnxruntime import GRAPH
+from recommender.runtimes import GRAPH
 from recommender.split import build_sequences
 
 REPOSITORY = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from foundation import console
 from foundation.artifact import ArtifactError, Unavailable, load
-from recommender.runtimes.onnxruntime import GRAPH
+from recommender.runtimes import GRAPH
 
 
 class NoGate(RuntimeError):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-GRAPH = "model.onnx"
-
 
 class OnnxRecommender:
     """An exported graph; K is fixed in the graph, fewer can be asked for."""
+
+    precision = "fp32"
 
     def __init__(self, graph: Path, num_threads: int = 0) -> None:
         options = ort.SessionOptions()

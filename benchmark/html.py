@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from benchmark import plots
 from benchmark.accuracy import headlines
-from benchmark.markdown import COLUMNS, beyond_cells, cells, drift_cells, sentences
+from benchmark.markdown import COLUMNS, beyond_cells, ceiling_sentence, cells, drift_cells, sentences
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -25,6 +25,7 @@ def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]])
         headlines=headlines(rows),
         sentences=sentences(report),
         beyond=beyond_cells(rows),
+        ceiling=ceiling_sentence(report["ceiling"]) if report.get("ceiling") else "",
         pareto=plots.pareto(rows),
         drift=plots.drift(rows) if drift_cells(rows) else "",
         latencies=plots.latencies(samples_s),

@@ -34,6 +34,11 @@ def _runs_in(row: Rows) -> str:
     return f"{row['runtime']}, {row['precision']}" if row["status"] == "ok" else row["status"]
 
 
+def _share(row: Rows) -> str:
+    share = row.get("share_of_limit", {}).get("offline")
+    return "-" if share is None else f"{share:.0%}"
+
+
 COLUMNS: dict[str, Callable[[Rows], str]] = {
     "variant": lambda row: row["variant"],
     "NDCG@10 [95% CI]": _accuracy,
@@ -43,6 +48,7 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
     "histories/s": _number("throughput_per_s", ",.0f"),
     "x teacher": _ratio("throughput_vs_teacher"),
     "x full depth": _ratio("throughput_vs_full_depth_teacher"),
+    "of the limit": _share,
     "peak RSS MiB": _number("peak_rss_bytes", ",.0f", 1 / _MIB),
     "parameters": _number("num_parameters", ","),
     "MiB on disk": _number("artifact_bytes", ",.1f", 1 / _MIB),
@@ -69,6 +75,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     if judged := beyond_cells(report["rows"]):
         parts.append("Beyond accuracy, of the ten items first in each list")
         parts.append(_table(judged))
+    if report.get("ceiling"):
+        parts.append(ceiling_sentence(report["ceiling"]))
     protocol, machine = report["protocol"], report["environment"]
     parts.append(
         f"Accuracy: {protocol['accuracy']}; {protocol['users']} users, seeds {protocol['seeds']}, targets "
@@ -76,6 +84,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"GPU: {machine['gpu'] or 'none'}. {report['date']}."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def ceiling_sentence(ceiling: Mapping[str, Any]) -> str:
+    """What the machine could do, measured in the same run."""
+    rates = ", ".join(f"{rate / 1e9:,.0f} G/s in {name}" for name, rate in ceiling["gemm_per_s"].items())
+    return (
+        f"Of the limit: the time the machine's own matrix products ({rates}) or a copy of the weights "
+        f"({ceiling['bytes_per_s'] / 1e9:.1f} GB/s) would take at least, over the time of a batch."
+    )
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.accuracy import STAGE_BEFORE, Judge, accuracy_figures, comparisons
+from benchmark.ceiling import share_of_limit
 from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
 from benchmark.html import to_html
@@ -27,6 +28,7 @@ from recommender.split import Sequences, build_sequences
 
 REPORT_SCHEMA = 2
 FULL_DEPTH = "full-depth teacher"
+CEILING = "machine"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class Row:
     artifacts: Sequence[Artifact]
     missing: str = ""
     runtime: str = "onnxruntime"  # of a graph
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Everything that was measured: lists int64[S, U, K] and ranks int64[S, U] by variant, results by variant and round."""
+
+    judge: Judge
+    tops: dict[str, np.ndarray]
+    ranks: dict[str, np.ndarray]
+    results: Results
+    limits: dict[str, Any]
+    section: BenchmarkSection
 
 
 def build_report(
@@ -72,10 +86,13 @@ def build_report(
     for row in runnable:
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
+    jobs[CEILING] = Job("", "", section.model_dump(), ceiling=True)
     results = measure(jobs, section, draft.checkpoint)
+    limits = _limits(results.pop(CEILING))
     tops = _tops(runnable, results, data, section, draft)
     targets = sequences.targets(sequences.evaluated_users, "test")
     ranks = {name: np.stack([target_ranks(top_UK, targets) for top_UK in top_SUK]) for name, top_SUK in tops.items()}
+    found = _Found(judge, tops, ranks, results, limits, section)
     report = {
         "schema_version": REPORT_SCHEMA,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -83,7 +100,8 @@ def build_report(
         "targets_sha256": sequences.targets_sha256(),
         "environment": environment(section.num_threads),
         "protocol": _protocol(rows, sequences, max_length, section),
-        "rows": [_row(row, judge, tops, ranks, results) for row in rows],
+        "ceiling": limits,
+        "rows": [_row(row, found) for row in rows],
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
     }
@@ -103,7 +121,7 @@ def speed_histories(sequences: Sequences, max_length: int, section: BenchmarkSec
     return pad_left([sequences.history(u, "test") for u in users], max_length)
 
 
-def _job(artifact: Artifact, section: BenchmarkSection, **what: str) -> Job:
+def _job(artifact: Artifact, section: BenchmarkSection, **what: Any) -> Job:
     try:
         artifact.verify()
         digest = artifact.digest
@@ -131,10 +149,10 @@ def _tops(
     return {row.variant: np.stack([np.load(_top(draft, row, n)) for n in range(len(row.artifacts))]) for row in ran}
 
 
-def _row(row: Row, judge: Judge, tops: dict[str, np.ndarray], ranks: dict[str, np.ndarray], results: Results) -> dict[str, Any]:
+def _row(row: Row, found: _Found) -> dict[str, Any]:
     if row.missing:
         return {"variant": row.variant, "status": f"not made: {row.missing}"}
-    artifact, own = row.artifacts[0], results.get(row.variant, [])
+    artifact, own = row.artifacts[0], found.results.get(row.variant, [])
     failed = failure(own)
     figures: dict[str, Any] = {
         "variant": row.variant,
@@ -143,18 +161,33 @@ def _row(row: Row, judge: Judge, tops: dict[str, np.ndarray], ranks: dict[str, n
         "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
     }
-    if failed or row.variant not in ranks:
+    if failed or row.variant not in found.ranks:
         return figures
-    top_SUK, rank_SU = tops[row.variant], ranks[row.variant]
+    top_SUK, rank_SU = found.tops[row.variant], found.ranks[row.variant]
     figures |= accuracy_figures(rank_SU) | _speed_figures(own)
-    figures |= {"slices": judge.by_slice(rank_SU), "beyond_accuracy": judge.beyond_accuracy(top_SUK)}
+    figures |= {"slices": found.judge.by_slice(rank_SU), "beyond_accuracy": found.judge.beyond_accuracy(top_SUK)}
+    figures |= _shares(own, figures, found)
     before = STAGE_BEFORE.get(row.variant, "")
-    if before in tops and tops[before].shape == top_SUK.shape:
-        figures["drift"] = {"from": before, **judge.drift(top_SUK, rank_SU, tops[before], ranks[before])}
+    if before in found.tops and found.tops[before].shape == top_SUK.shape:
+        drift = found.judge.drift(top_SUK, rank_SU, found.tops[before], found.ranks[before])
+        figures["drift"] = {"from": before, **drift}
     for key, base in (("throughput_vs_teacher", "teacher"), ("throughput_vs_full_depth_teacher", FULL_DEPTH)):
-        if results.get(base) and not failure(results[base]):
-            figures[key] = round_ratios(own, results[base])
+        if found.results.get(base) and not failure(found.results[base]):
+            figures[key] = round_ratios(own, found.results[base])
     return figures
+
+
+def _shares(own: list[dict[str, Any]], figures: dict[str, Any], found: _Found) -> dict[str, Any]:
+    """Operations of a single request and of a batch, and what share of the machine's limit each reaches."""
+    if not found.limits or own[0]["operations"][0] is None:
+        return {}
+    calls = {"single": figures["latency_p50_s"], "offline": found.section.batch_size / figures["throughput_per_s"]}
+    operations = dict(zip(calls, own[0]["operations"], strict=True))
+    shares = {
+        name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], figures["precision"], found.limits)
+        for name, call_s in calls.items()
+    }
+    return {"operations": operations, "share_of_limit": shares}
 
 
 def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +204,17 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
         "completed_histories": own[0]["completed_histories"],
         "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
         **{name: [result[name] for result in own] for name in ("max_rate", "batches") if name in own[0]},
+    }
+
+
+def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:
+    """The machine's best over the rounds; empty if it could not be measured."""
+    if failure(own):
+        return {}
+    precisions = own[0]["gemm_per_s"]
+    return {
+        "gemm_per_s": {name: max(result["gemm_per_s"][name] for result in own) for name in precisions},
+        "bytes_per_s": max(result["bytes_per_s"] for result in own),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class Opened:
     runtime: str
     precision: str
     num_parameters: int
+    graph: Path | None = None  # the ONNX file, where that is what runs
 
 
 @opens
@@ -39,9 +41,10 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
         baseline = load_baseline(artifact)
         return Opened(baseline, "numpy cpu", "fp32", baseline.num_parameters)
     if artifact.kind in ("onnx", "onnx-int8", "onnx-int4"):
-        graph = open_graph(runtime, artifact.file(GRAPH), num_threads)
+        path = artifact.file(GRAPH)
+        graph = open_graph(runtime, path, num_threads)
         precision = artifact.kind.removeprefix("onnx").lstrip("-") or graph.precision
-        return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"])
+        return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"], path)
     if artifact.kind == "tensorrt":
         from recommender.runtimes.tensorrt import TensorRTRecommender
 

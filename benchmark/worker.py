@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import loadgen
+from benchmark import ceiling, loadgen
 from benchmark.config import BenchmarkSection
 from benchmark.variants import Opened, open_full_depth, open_variant
 from foundation.artifact import load
@@ -39,6 +39,7 @@ class Job:
     data: str = ""  # the dataset artefact: rank for its evaluated users …
     top: str = ""  # … and put the lists here (.npy of int64[U, K])
     runtime: str = "onnxruntime"  # of a graph
+    ceiling: bool = False  # measure the machine instead of a variant
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
 
     def write(self, path: Path) -> None:
@@ -48,6 +49,8 @@ class Job:
 def run_job(job: Job) -> dict[str, Any]:
     """The result of a job: samples in seconds, memory in bytes; lists go to their own file."""
     section = BenchmarkSection.model_validate(job.section)
+    if job.ceiling:
+        return ceiling.measure_ceiling(section.num_threads)
     artifact = load(job.artifact, verified_digest=job.digest)
     if job.full_depth_llm:
         opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
@@ -87,11 +90,21 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any
         "throughput_per_s": whole.throughput_per_s,
         "peak_rss_bytes": _peak_rss_bytes(),
         "peak_gpu_bytes": _peak_gpu_bytes(),
+        "operations": [_operations(opened, history_NL[:batch], section) for batch in (1, size)],
     }
     if section.full:
         found |= {"max_rate": _max_rate(recommender, history_NL, whole.throughput_per_s, section)}
         found |= {"batches": _batches(recommender, history_NL, section)}
     return found
+
+
+def _operations(opened: Opened, history_BL: np.ndarray, section: BenchmarkSection) -> int | None:
+    """Of one call; None for what is no matrix product. After the memory was read: counting loads libraries."""
+    if opened.graph:
+        return ceiling.operations_of_graph(opened.graph, *history_BL.shape)
+    if opened.runtime.startswith("pytorch"):
+        return ceiling.operations_in_torch(opened.recommender, history_BL, section.k)
+    return None
 
 
 def _warm_up(recommender: Recommender, history_BL: np.ndarray, section: BenchmarkSection) -> float:

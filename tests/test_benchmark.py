@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark.ceiling import measure_ceiling, operations_in_torch, operations_of_graph, share_of_limit
 from benchmark.config import BenchmarkSection
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, build_report, comparisons
@@ -99,3 +100,40 @@ def test_comparisons_pair_users_and_seeds() -> None:
     gain = found["student over control-text"]
     assert 0 < gain["ci95"][0] < gain["relative"] < gain["ci95"][1]
     assert len(gain["per_seed"]) == 3
+
+
+def test_operations_are_counted_as_by_hand(tmp_path: Path) -> None:
+    """A graph of one product, and the same product in PyTorch."""
+    import onnx
+    import torch
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [7, 5], [1.0] * 35)
+    nodes = [
+        helper.make_node("Cast", ["history"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("history", TensorProto.INT64, ["batch", "length"])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "g.onnx")
+    assert operations_of_graph(tmp_path / "g.onnx", 3, 7) == 2 * 3 * 7 * 5
+
+    class Torch:
+        def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            return (torch.from_numpy(history_BL).float() @ torch.ones(7, 5)).numpy(), np.zeros(0)
+
+    assert operations_in_torch(Torch(), np.ones((3, 7), np.int64), 1) == 2 * 3 * 7 * 5
+
+
+def test_the_limit_is_the_slower_of_computing_and_reading() -> None:
+    ceiling = {"gemm_per_s": {"fp32": 100.0, "bf16": 200.0}, "bytes_per_s": 10.0}
+    assert share_of_limit(4.0, 200, 10, "fp32", ceiling) == 0.5
+    assert share_of_limit(4.0, 200, 30, "int8 weights, bf16", ceiling) == 0.75
+    assert share_of_limit(4.0, 200, 30, "int4", ceiling) is None
+
+
+def test_a_machine_can_compute_and_copy() -> None:
+    found = measure_ceiling(1)
+    assert found["gemm_per_s"]["fp32"] > 1e9
+    assert found["bytes_per_s"] > 1e8

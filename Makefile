@@ -53,7 +53,7 @@ export-trt: $(VENV)/.tensorrt ## the ONNX graph, and TensorRT engines from it
 bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
 	$(RECDISTILL) bench $(OPTIONS)
 
-bench-full: $(VENV)/.tensorrt ## the same with the highest rate each variant holds, and sweeps over batch and catalogue size
+bench-full: $(VENV)/.tensorrt ## the same with the highest rate of requests each variant holds, and a sweep over batch sizes
 	$(RECDISTILL) bench $(OPTIONS) --set benchmark.full=true
 
 BASE ?= origin/main

@@ -121,7 +121,7 @@ class Judge:
             "intra_list_diversity": [beyond.intra_list_diversity(top, self.vector_IZ).mean() for top in tops],
             "coverage": [beyond.coverage(top, sequences.num_items) for top in tops],
             "gini": [beyond.gini(top, sequences.num_items) for top in tops],
-            "popularity_lift": [beyond.popularity_lift(top, histories, count_I).mean() for top in tops],
+            "popularity_lift": [beyond.popularity_lift(top, histories, count_I) for top in tops],
             "miscalibration": [beyond.miscalibration(top, histories, self.share_IC).mean() for top in tops],
         }
         return {name: float(np.mean(values)) for name, values in figures.items()}

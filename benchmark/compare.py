@@ -51,7 +51,7 @@ def to_text(found: Mapping[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
-        schema = report["schema_version"]
+        schema = int(report["schema_version"])
         _ = [row["variant"] for row in report["rows"]], report["targets_sha256"], report["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(f"{path} is no report ({type(error).__name__}: {error}); it is made by make bench") from None

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from benchmark.accuracy import ALL
 
 _COLOURS = {"teacher": "#c2410c", "student": "#1d4ed8", "control": "#15803d", "other": "#6b7280"}
-_MIB = 2**20
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -77,19 +77,19 @@ def _rank(opened: Opened, job: Job, section: BenchmarkSection) -> None:
 def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any]:
     history_NL, recommender, k = np.load(job.histories, allow_pickle=False), opened.recommender, section.k
     expected_s = _warm_up(recommender, history_NL[:1], section)
+    size = section.batch_size
+    rate = size / _warm_up(recommender, history_NL[:size], section)
+    memory = {"peak_rss_bytes": _peak_rss_bytes(), "peak_gpu_bytes": _peak_gpu_bytes()}  # before the load's own
     single = loadgen.single_stream(
         recommender, history_NL, k, seconds=section.single_s, max_requests=section.max_single_requests, expected_s=expected_s
     )
-    size = section.batch_size
-    rate = size / _warm_up(recommender, history_NL[:size], section)
     whole = loadgen.offline(recommender, history_NL, k, seconds=section.offline_s, batch_size=size, expected_per_s=rate)
     found = {
         "latency_samples_s": single.sample_s.tolist(),
         "latency_estimates_s": single.estimate_s,
         "completed_histories": len(whole.sample_s),
         "throughput_per_s": whole.throughput_per_s,
-        "peak_rss_bytes": _peak_rss_bytes(),
-        "peak_gpu_bytes": _peak_gpu_bytes(),
+        **memory,
         "operations": [_operations(opened, history_NL[:batch], section) for batch in (1, size)],
     }
     if section.full:
@@ -99,7 +99,7 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any
 
 
 def _operations(opened: Opened, history_BL: np.ndarray, section: BenchmarkSection) -> int | None:
-    """Of one call; None for what is no matrix product. After the memory was read: counting loads libraries."""
+    """Of one call; None for what is no matrix product. Counting loads libraries: last."""
     if opened.graph:
         return ceiling.operations_of_graph(opened.graph, *history_BL.shape)
     if opened.runtime.startswith("pytorch"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,8 @@ class Pipeline:
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
         rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
         graphs = [self.onnx("student", seed) for seed in seeds]
-        rows += [Row("student", graphs), Row("student-openvino", graphs, runtime="openvino")]
+        lacking = "" if find_spec("openvino") else "OpenVINO is not installed; pip install -e .[openvino]"
+        rows += [Row("student", graphs), Row("student-openvino", graphs, lacking, runtime="openvino")]
         rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in ("int8", "int4")]
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section, length = self.recipe.benchmark, self.recipe.student.max_length

@@ -44,10 +44,10 @@ def gini(top_UK: np.ndarray, num_items: int) -> float:
     return float(((2 * rank_I - num_items - 1) * times_I).sum() / (num_items * times_I.sum()))
 
 
-def popularity_lift(top_UK: np.ndarray, histories: list[np.ndarray], count_I: np.ndarray) -> np.ndarray:
-    """How much more popular a list is than its user's history, relative (Abdollahpouri et al., 2020); 0 = as popular."""
-    own_U = np.array([count_I[history].mean() if len(history) else 0.0 for history in histories])
-    return np.divide(count_I[top_UK].mean(axis=1) - own_U, own_U, out=np.zeros(len(own_U)), where=own_U > 0)
+def popularity_lift(top_UK: np.ndarray, histories: list[np.ndarray], count_I: np.ndarray) -> float:
+    """How much more popular lists are than histories, relative, of means over users (Abdollahpouri et al., 2020)."""
+    own = np.mean([count_I[history].mean() for history in histories if len(history)])
+    return float(count_I[top_UK].mean() / own - 1) if own else 0.0
 
 
 def miscalibration(top_UK: np.ndarray, histories: list[np.ndarray], share_IC: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ from benchmark.gate.command import REPOSITORY, Asked, check_latency
 from benchmark.gate.config import Budgets, GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
 from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side, measure
-from benchmark.gate.revision import UsageError, checked_out, resolve
+from benchmark.gate.revision import UsageError, checked_out, exported, resolve
 from benchmark.gate.verdict import Finding, estimate, holm, judge, unfit
 from export.config import ExportSection
 from export.onnx_graph import build_onnx
@@ -130,6 +131,26 @@ def test_more_groups_are_measured_where_it_is_not_clear(monkeypatch: pytest.Monk
     assert Verdict.UNCLEAR.exit_code == 0
 
 
+def test_what_was_not_confirmed_is_not_reported_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch, lambda n: noise(1.3 if n == 0 else 0.99, 0.01, seed=n), noise())
+    side = Side("side", Path(), Path())
+    outcome, _ = check_time(side, side, Path(), GateSection(budgets=Budgets(throughput_time=0.0)))
+    assert outcome.verdict is Verdict.UNCLEAR
+    assert ElementTree.fromstring(junit(outcome)).get("failures") == "0"
+    assert "FAIL" not in text(outcome, "head", "base")
+
+
+def test_a_control_that_differs_in_the_second_reading_is_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+
+    def fake(*args: object) -> Samples:
+        n = next(calls)
+        return Samples({LATENCY: noise(1.3, seed=n)}, {LATENCY: noise(1.0, 0.4 if n else 0.01, seed=n)}, np.ones((5, 2)))
+
+    monkeypatch.setattr(check_module, "measure", fake)
+    assert verdict_of()[0] is Verdict.UNFIT
+
+
 def test_an_unfit_machine_says_so_whatever_head_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
     for ratio in (1.0, 1.3):
         simulated(monkeypatch, lambda n, ratio=ratio: noise(ratio, seed=n), noise(1.05, 0.001))
@@ -185,7 +206,7 @@ def test_a_whole_check(served: tuple[Side, Sequences], tmp_path: Path) -> None:
     histories = [sequences.history(u, "test") for u in users]
     slow = Side("slow", side.graph, side.checkout, slowdown=3.0)
     outcome = check(slow, side, histories, None, tmp_path, QUICK)
-    assert outcome.verdict in (Verdict.FAIL, Verdict.UNFIT)  # unfit where a neighbour takes the machine
+    assert outcome.verdict is not Verdict.PASS  # fail; or unfit or unclear where a neighbour takes the machine
     assert outcome.overlap == 1.0
     assert {entry.metric: entry.ratio for entry in outcome.counted if entry.metric != "peak_rss"} == {
         "artifact_bytes": 1.0,
@@ -262,19 +283,48 @@ def test_a_base_without_a_gate_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "repository"
-    (repository / "recdistill").mkdir(parents=True)
-    for name in ("pyproject.toml", "constraints.txt"):
-        (repository / name).write_text((REPOSITORY / name).read_text())
-    (repository / "recdistill" / "__init__.py").touch()
-    cli = "import argparse\np = argparse.ArgumentParser()\np.add_argument('stage', choices=['data'])\np.parse_args()\n"
-    (repository / "recdistill" / "cli.py").write_text(cli)
+    repository.mkdir()
+    (repository / "f.txt").write_text("no package at all")
     git(repository, "init")
     git(repository, "add", ".")
     git(repository, "commit", "-m", "from before the gate")
     monkeypatch.setattr("benchmark.gate.command.REPOSITORY", repository)
     code, found = check_latency(Asked("HEAD"), SHAPE, QUICK, tmp_path / "work")
     assert (code, found["verdict"]) == (0, "NO BASE")
-    assert "it is from before the gate; nothing is compared" in capsys.readouterr().err
+    assert "is from before the gate; nothing is compared" in capsys.readouterr().err
+
+
+def test_a_graph_is_exported_anew_by_each_code(tmp_path: Path) -> None:
+    """Code is no part of an artefact's key: what another revision left there must not be measured."""
+    student, data = drawn_checkpoint(SHAPE, QUICK.num_items, tmp_path)
+    checkout = tmp_path / "checkout"
+    (checkout / "recdistill").mkdir(parents=True)
+    out, sizes = tmp_path / "graph", []
+    for extra in (0, 100):
+        cli = f"""
+import sys, json
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from foundation.artifact import make
+import onnx
+from onnx import TensorProto, helper
+value = helper.make_tensor("w", TensorProto.FLOAT, [{extra} + 1], [1.0] * ({extra} + 1))
+output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [{extra} + 1])
+graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [value])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+make(Path(sys.argv[4]), "onnx", recipe={{}}, inputs={{}}, build=lambda d: onnx.save(model, d.path / "model.onnx"))
+"""
+        (checkout / "recdistill" / "__init__.py").touch()
+        (checkout / "recdistill" / "cli.py").write_text(cli)
+        sizes.append(exported(checkout, sys.executable, student.path, data.path, out).stat().st_size)
+    assert sizes[1] > sizes[0] + 300
+
+
+def test_options_that_mean_nothing_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--head names an artefact"):
+        check_latency(Asked("HEAD", head="runs/x"), SHAPE, QUICK, tmp_path)
+    with pytest.raises(UsageError, match="go together"):
+        check_latency(Asked("HEAD", student=tmp_path), SHAPE, QUICK, tmp_path)
 
 
 def test_artefacts_are_compared_with_each_other(

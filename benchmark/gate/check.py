@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -76,19 +76,20 @@ def check_time(head: Side, base: Side, histories: Path, section: GateSection) ->
     while verdict is None:
         samples = samples.extended(measure(head, base, histories, section, section.groups, samples.groups))
         judged, reason = judge(samples.head, budgets, section), unfit(samples.control, section)
-        slower = {entry.metric for entry in judged if entry.finding is Finding.SLOWER}
-        if slower and not reason:
+        if slower := {entry.metric for entry in judged if entry.finding is Finding.SLOWER and not reason}:
             again = measure(head, base, histories, section, section.groups, samples.groups)
             found = judge(again.head, budgets, section)
             confirmed = slower & {entry.metric for entry in found if entry.finding is Finding.SLOWER}
             samples = samples.extended(again)
-            if confirmed and not unfit(again.control, section):
+            judged, reason = judge(samples.head, budgets, section), unfit(samples.control, section)
+            if confirmed and not reason:
                 verdict = Verdict.FAIL
-                judged = [entry if entry.metric in confirmed else other for entry, other in zip(judged, found, strict=True)]
-        elif not reason and all(entry.finding is Finding.WITHIN for entry in judged):
+        if verdict is None and not reason and all(entry.finding is Finding.WITHIN for entry in judged):
             verdict = Verdict.PASS
         if verdict is None and samples.groups >= section.max_groups:
             verdict = Verdict.UNFIT if reason else Verdict.UNCLEAR
+    if verdict is not Verdict.FAIL:  # what was not confirmed is not over its budget
+        judged = [replace(e, finding=Finding.UNCLEAR) if e.finding is Finding.SLOWER else e for e in judged]
     control = {name: estimate(values, 1.0, section.resamples) for name, values in samples.control.items()}
     return Outcome(verdict, judged, control, reason, samples.groups, time.monotonic() - started), samples
 

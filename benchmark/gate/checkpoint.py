@@ -6,6 +6,8 @@ all the same: where the base's first item stands in the head's list is an NDCG t
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,10 @@ _USERS, _MAX_HISTORY, _SPREAD = 300, 60, 5.0
 
 
 def drawn_checkpoint(section: StudentSection, num_items: int, folder: Path) -> tuple[Artifact, Artifact]:
-    """(student, dataset) under `folder`, the same for the same section and catalogue size."""
+    """(student, dataset) in a folder of their own under `folder`, the same for the same section and catalogue size."""
+    recipe = {"student": section.model_dump(mode="json")}
+    key = hashlib.sha256(json.dumps([recipe, num_items]).encode()).hexdigest()[:12]
+    folder = folder / f"checkpoint-{key}"
     data = make(
         folder / "data", "dataset", recipe={"num_items": num_items}, inputs={}, build=lambda draft: _draw_data(num_items, draft)
     )
@@ -35,7 +40,6 @@ def drawn_checkpoint(section: StudentSection, num_items: int, folder: Path) -> t
         save_student(student, draft)
         draft.metrics["num_parameters"] = student.num_parameters
 
-    recipe = {"student": section.model_dump(mode="json")}
     return make(folder / "student", "student", recipe=recipe, inputs={"data": data}, build=build, seed=0), data
 
 

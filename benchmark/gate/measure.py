@@ -12,11 +12,13 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -90,6 +92,8 @@ def _group(head: Side, base: Side, histories: Path, section: GateSection, number
     with ExitStack() as stack:
         processes = {name: stack.enter_context(_serving(sides[name], histories, section.num_threads)) for name in names}
         for metric, batch in ((LATENCY, 1), (THROUGHPUT, section.batch_size)):
+            if not getattr(section.budgets, metric):
+                continue
             typical_s = {name: processes[name].ask(f"warm {batch} {section.warmup_s}")["median_s"] for name in names}
             calls = max(MIN_CALLS, math.ceil(section.block_s / typical_s["base"]))
             rows = []
@@ -104,43 +108,40 @@ def _group(head: Side, base: Side, histories: Path, section: GateSection, number
 
 
 class _Process:
-    def __init__(self, side: Side, process: subprocess.Popen[str]) -> None:
-        self.side, self.process = side, process
+    def __init__(self, side: Side, process: subprocess.Popen[str], said: IO[str]) -> None:
+        self.side, self.process, self.said = side, process, said
 
     def ask(self, request: str = "") -> dict[str, Any]:
-        """The answer to a request; the first, to none, says that the graph is open."""
+        """The answer to a request; the first, to none, says that the graph is open. Without one in time the process ends."""
         assert self.process.stdin is not None and self.process.stdout is not None
+        watchdog = threading.Timer(_LIMIT_S, self.process.kill)
+        watchdog.start()
         try:
             if request:
                 self.process.stdin.write(request + "\n")
                 self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
+            return json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
             self.process.kill()
-            said = (self.process.stderr.read() if self.process.stderr else "").strip().splitlines()
-            raise GateError(f"{self.side.name} cannot serve {self.side.graph}: {said[-1] if said else 'it ended silently'}")
-        return json.loads(line)
+            self.said.seek(0)
+            said = self.said.read().strip().splitlines()
+            reason = said[-1] if said else f"it said nothing, or nothing within {_LIMIT_S} s"
+            raise GateError(f"{self.side.name} cannot serve {self.side.graph}: {reason}") from None
+        finally:
+            watchdog.cancel()
 
 
 @contextmanager
 def _serving(side: Side, histories: Path, num_threads: int) -> Iterator[_Process]:
     command = [side.python, "-P", str(WORKER), str(side.graph), str(histories), str(num_threads), str(side.slowdown)]
     environment = os.environ | {"PYTHONPATH": str(side.checkout), "OMP_NUM_THREADS": str(num_threads)}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        cwd=side.checkout,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        served = _Process(side, process)
-        served.ask()
-        yield served
-    finally:
-        process.kill()
-        process.communicate()
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, cwd=side.checkout, stderr=said, **pipes)
+        try:
+            served = _Process(side, process, said)
+            served.ask()
+            yield served
+        finally:
+            process.kill()
+            process.communicate()

@@ -69,8 +69,9 @@ def prove_gate(
     shape: StudentSection, section: GateSection, ledger_file: Path, work: Path, max_minutes: float
 ) -> dict[str, Any]:
     """Run what the plan still lacks (for `max_minutes`, 0 = all), write the ledger after every run, return its summary."""
-    student, data = drawn_checkpoint(shape, section.num_items, work / f"checkpoint-{section.num_items}")
-    graph = exported(REPOSITORY, sys.executable, student.path.resolve(), data.path.resolve(), work.resolve() / "graph-prove")
+    work = work.resolve()
+    student, data = drawn_checkpoint(shape, section.num_items, work)
+    graph = exported(REPOSITORY, sys.executable, student.path, data.path, work / "graph-prove")
     sequences = build_sequences(load_dataset(data))
     histories = work / "histories.npy"
     np.save(histories, pad_left([sequences.history(u, "test") for u in sequences.evaluated_users], 50), allow_pickle=False)

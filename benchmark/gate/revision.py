@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,21 +55,30 @@ def python_of(checkout: Path, repository: Path) -> str:
     venv = checkout / ".venv"
     if not (venv / ".installed").exists():
         console.say(f"{checkout} asks for other libraries; making its environment (minutes, once)")
-        made = subprocess.run(["bash", "tools/install.sh", ".venv"], cwd=checkout, capture_output=True, text=True)
+        environment = os.environ | {"PYTHON": sys.executable}
+        made = subprocess.run(
+            ["bash", "tools/install.sh", ".venv"], cwd=checkout, env=environment, capture_output=True, text=True
+        )
         if made.returncode:
+            shutil.rmtree(venv, ignore_errors=True)
             raise Unavailable(f"the environment of {checkout} cannot be made: {_last_line(made.stderr)}")
         (venv / ".installed").touch()
     return str(venv / "bin" / "python")
 
 
+def require_gate(checkout: Path) -> None:
+    """Raise `NoGate` for a revision that cannot export a checkpoint."""
+    if not (checkout / "benchmark" / "gate" / "revision.py").is_file():
+        raise NoGate(f"{checkout.name} is from before the gate")
+
+
 def exported(checkout: Path, python: str, student: Path, data: Path, out: Path) -> Path:
-    """The graph of `student` as this revision exports it."""
+    """The graph of `student` as this revision exports it: always anew, since the code is no part of an artefact's key."""
+    shutil.rmtree(out, ignore_errors=True)
     command = [python, "-P", "-m", "recdistill.cli", "export", "checkpoint", str(student), str(out), "--dataset", str(data)]
-    command += ["--overwrite", "--set", "export.parity_histories=100"]
+    command += ["--set", "export.parity_histories=100"]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    if "invalid choice" in done.stderr:
-        raise NoGate(f"{checkout.name} has no `export checkpoint`: it is from before the gate")
     if done.returncode:
         raise ArtifactError(f"{checkout} cannot export {student}: {_last_line(done.stderr)}")
     return load(out).file(GRAPH)

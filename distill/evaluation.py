@@ -57,6 +57,8 @@ class Validator:
             history_BL = torch.from_numpy(pad_left(self.histories[rows])).to(self.device)
             target_B = torch.from_numpy(self.targets[rows]).long().to(self.device)
             score_BI = last_hidden(history_BL[:, -self.max_length :]).float() @ table_ID.float().T
+            if not score_BI.isfinite().all():
+                raise ValueError("the model's scores are not finite; lower the learning rate, or start from another checkpoint")
             score_BI.scatter_(1, history_BL, -torch.inf)
             score_BI[:, 0] = -torch.inf
             ranks.append(rank_of(score_BI, target_B).cpu().numpy())

@@ -80,15 +80,17 @@ def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, checkpoint: Path) -> np.ndarray:
-    done = sorted(checkpoint.glob("chunk-*.safetensors"))
-    chunks = [load_file(path)["vectors"] for path in done]
-    start = sum(len(chunk) for chunk in chunks)
+    chunks, start = [], 0
+    while (path := checkpoint / f"chunk-{start:09d}.safetensors").exists():  # named by its first row: a gap ends the run
+        chunks.append(load_file(path)["vectors"])
+        start += len(chunks[-1])
     if start < len(prompts):
         for chunk in _encode_chunks(llm, prompts, section, start):
             aside = checkpoint / "chunk.tmp"
             save_file({"vectors": chunk}, aside)
-            replace_durably(aside, checkpoint / f"chunk-{len(chunks):06d}.safetensors")
+            replace_durably(aside, checkpoint / f"chunk-{start:09d}.safetensors")
             chunks.append(chunk)
+            start += len(chunk)
     return np.concatenate(chunks)
 
 

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from foundation import console
-from foundation.content import ContentError, check_content, is_library_error, read_json
+from foundation.content import ContentError, check_content, is_library_error, is_machine_error, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -177,15 +177,6 @@ def opens(function: Callable[Concatenate[Artifact, P], T]) -> Callable[Concatena
     return reading
 
 
-def is_machine_error(error: BaseException) -> bool:
-    """Whether the machine is what is lacking (memory, disk, a library, a permission), and no file is at fault."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return error.errno is not None
-    text = str(error)
-    lacks_memory = "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError | ImportError) or lacks_memory or "No space left on device" in text
-
-
 def _unreadable(artifact: Artifact, error: BaseException) -> ArtifactError:
     reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
     return ArtifactError(
@@ -209,6 +200,11 @@ class Draft:
     def checkpoint(self) -> Path:
         """A folder that survives an interruption (`path` does not) and is dropped when the artefact is finished."""
         return _made(self.folder / "checkpoint")
+
+    @property
+    def refused(self) -> Path:
+        """A folder beside the artefact for what explains why it was not made; it goes when the artefact is finished."""
+        return _made(_refused(self.folder))
 
     def take(self, name: str) -> None:
         """Put the checkpoint's file `name` into the artefact; until that is finished it stays in the checkpoint as well."""
@@ -270,6 +266,7 @@ def make(
             if partial.exists():
                 shutil.rmtree(partial)
             return found
+        _refuse_to_replace(out)
         if not remake and not overwrite and out.exists():
             raise ArtifactError(
                 f"{out} was made differently ({_difference(out, key)}); pass --overwrite (OVERWRITE=1 with make) to replace "
@@ -284,6 +281,19 @@ def make(
         _put_in_place(partial, out)
         console.say(f"made {out} in {draft.metrics['build_s']:.1f} s")
         return replace(load(out, kind), content_known=True)
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """What is no artefact, or holds files of someone else, is never deleted."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_symlink() or not (out / MANIFEST).is_file():
+        raise ArtifactError(f"{out} is there and is no artefact; it is not replaced: move it away, or choose another place")
+    try:
+        load(out)._refuse_extra()
+    except ArtifactError as error:
+        if "does not name" in str(error) and "files its manifest" in str(error):
+            raise ArtifactError(f"{error}; they would be lost: move them away") from None
 
 
 def _reused(out: Path, key: Mapping[str, Any]) -> Artifact | None:
@@ -327,8 +337,13 @@ def _finish(draft: Draft, key: Mapping[str, Any], inputs: Mapping[str, Artifact]
         fsync(folder)
 
 
+def _refused(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial") + "-refused")
+
+
 def _put_in_place(partial: Path, out: Path) -> None:
     """Rename the finished artefact to its name; a former one is moved aside first, and deleted last."""
+    shutil.rmtree(_refused(partial), ignore_errors=True)
     if out.exists():
         os.rename(out, partial / "old")
     os.rename(partial / "artifact", out)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ _OPAQUE = (".engine", ".model")  # TensorRT plans and sentencepiece vocabularies
 # The exponent bits of each floating type: all set in NaN and infinity alone.
 _EXPONENT = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "C64": (np.uint32, 0x7F80_0000),
     "F32": (np.uint32, 0x7F80_0000),
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
@@ -29,7 +32,9 @@ _EXPONENT = {
     "F8_E4M3": (np.uint8, 0x7F),  # no infinity; NaN alone has all bits set
     "F8_E8M0": (np.uint8, 0xFF),
 }
+_PLAIN = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # hold no NaN
 _SCAN_ELEMENTS = 1 << 22
+_ABSURD_BYTES = 1 << 42  # no table asks for 4 TiB at once, but a damaged header does
 ONE_FILE: Any = {"glob": False, "hive_partitioning": False}  # polars: a path is a name, not a pattern or a partition
 
 
@@ -46,7 +51,7 @@ def check_content(path: Path) -> None:
         except ContentError:
             raise
         except BaseException as error:  # each library has its own; all mean that the file cannot be read
-            if not is_library_error(error):
+            if not is_library_error(error) or is_machine_error(error):
                 raise
             raise ContentError(f"{path} is not a readable {suffix} file ({_first_line(error)})") from None
     elif suffix not in _TEXT + _OPAQUE:
@@ -59,6 +64,15 @@ def check_content(path: Path) -> None:
 def is_library_error(error: BaseException) -> bool:
     """Whether a library failed, by exception or by a panic of its Rust code, which pyo3 raises outside of `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def is_machine_error(error: BaseException) -> bool:
+    """Whether the machine is what is lacking (memory, disk, a library, a permission), and no file is at fault."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return error.errno is not None
+    text = str(error)
+    lacks_memory = "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError | ImportError) or lacks_memory or "No space left on device" in text
 
 
 def read_json(path: Path) -> Any:
@@ -83,7 +97,11 @@ def _check_parquet(path: Path) -> None:
     command = [sys.executable, "-P", "-c", _TRY_PARQUET, str(path), json.dumps(ONE_FILE)]
     tried = subprocess.run(command, capture_output=True, text=True)
     if tried.returncode:
-        raise ContentError(f"{path} is not a readable Parquet file ({_first_line(tried.stderr or str(tried.returncode))})")
+        said = tried.stderr.strip() or f"its reader ended with code {tried.returncode}"
+        asked = re.search(r"memory allocation of (\d+) bytes failed", said)
+        if tried.returncode == -signal.SIGKILL or "jemalloc" in said or (asked and int(asked[1]) < _ABSURD_BYTES):
+            raise MemoryError(f"reading {path}: {_first_line(said)}")
+        raise ContentError(f"{path} is not a readable Parquet file ({_first_line(said)})")
 
 
 _TRY_PARQUET = """
@@ -105,9 +123,12 @@ def _check_safetensors(path: Path) -> None:
         header_bytes = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + header_bytes])
         for name, tensor in header.items():
-            if name != "__metadata__" and tensor["dtype"] in _EXPONENT:
-                start, stop = (8 + header_bytes + offset for offset in tensor["data_offsets"])
-                _check_finite(content, start, stop, tensor["dtype"], f"{path}: tensor {name!r}")
+            if name == "__metadata__" or tensor["dtype"] in _PLAIN:
+                continue
+            if tensor["dtype"] not in _EXPONENT:
+                raise ContentError(f"{path}: tensor {name!r} is of type {tensor['dtype']}, which artefacts do not use")
+            start, stop = (8 + header_bytes + offset for offset in tensor["data_offsets"])
+            _check_finite(content, start, stop, tensor["dtype"], f"{path}: tensor {name!r}")
 
 
 def _check_finite(content: Any, start: int, stop: int, dtype: str, what: str) -> None:

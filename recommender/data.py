@@ -105,10 +105,12 @@ def write_dataset(tables: Tables, draft: Draft, max_quarantined_fraction: float)
     total = tables.interactions.height + tables.items.height + tables.rejected.height
     if aside.height > max_quarantined_fraction * total:
         counts = ", ".join(f"{count} x {reason}" for reason, count in _reason_counts(aside).items())
-        first = aside.row(0, named=True)
+        first, listed = aside.row(0, named=True), draft.refused / QUARANTINE
+        aside.write_parquet(listed)
         raise DataError(
             f"{aside.height} of {total} rows are malformed ({counts}; first: {first['table']} row {first['row']}), more "
-            f"than data.max_quarantined_fraction = {max_quarantined_fraction}; mend the source, or raise the threshold"
+            f"than data.max_quarantined_fraction = {max_quarantined_fraction}; {listed} lists them: mend the "
+            "source, or raise the threshold"
         )
     if interactions.is_empty():
         raise DataError("no usable interaction is left; the table is empty or every row was set aside")
@@ -146,7 +148,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
         check_content(path)
     except ContentError as error:
         raise DataError(str(error)) from None
-    return pl.read_parquet(path, **ONE_FILE)
+    return pl.read_parquet(path, **ONE_FILE).drop(ROW, strict=False)
 
 
 @opens

@@ -539,3 +539,47 @@ def test_what_is_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture
     assert artifact.metrics["build_s"] == round(artifact.metrics["build_s"], 3)
     created = datetime.strptime(artifact.manifest["created"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - created).total_seconds()) < 60
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"remake": True}])
+def test_what_is_no_artefact_is_never_deleted(tmp_path: Path, options: dict) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    for name in ("mine", "file"):
+        with pytest.raises(ArtifactError, match="is no artefact; it is not replaced"):
+            make_one(tmp_path / name, **options)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "a file"
+    make_one(tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"does not name: notes.txt; they would be lost"):
+        make_one(tmp_path / "a", {"size": 2}, **options)
+    (tmp_path / "a" / "notes.txt").unlink()
+    (tmp_path / "a" / MANIFEST).write_text("{")
+    assert make_one(tmp_path / "a", {"size": 2}, **options).recipe == {"size": 2}  # a damaged artefact may go
+
+
+def test_a_type_of_weight_that_is_not_searched_for_nan_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save
+
+    save({"w": torch.ones(2, dtype=torch.int16)}, tmp_path / WEIGHTS)
+    check_content(tmp_path / WEIGHTS)
+    for value in (1 + 1j, complex(0, float("nan"))):
+        save({"w": torch.tensor([value], dtype=torch.complex64)}, tmp_path / WEIGHTS)
+        if np.isnan(value):
+            with pytest.raises(ContentError, match="holds NaN"):
+                check_content(tmp_path / WEIGHTS)
+        else:
+            check_content(tmp_path / WEIGHTS)
+    save({"w": torch.ones(2).to(torch.float8_e4m3fnuz)}, tmp_path / WEIGHTS)
+    with pytest.raises(ContentError, match=r"is of type F8_E4M3FNUZ, which artefacts do not use|not a readable"):
+        check_content(tmp_path / WEIGHTS)
+
+
+def test_a_machine_that_lacks_memory_is_not_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / WEIGHTS)
+    monkeypatch.setattr("foundation.content._check_finite", lambda *args: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        check_content(tmp_path / WEIGHTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -219,3 +221,45 @@ def test_a_dataset_someone_else_wrote_is_checked(tmp_path: Path) -> None:
     artifact = make(tmp_path / "dataset", "dataset", recipe={}, inputs={}, build=build)
     with pytest.raises(ValueError, match=r"cannot be read as 'dataset'.*misses one that was interacted with"):
         load_dataset(artifact)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "error"),
+    [
+        ("memory allocation of 1520 bytes failed", -6, MemoryError),
+        ("<jemalloc>: background thread creation failed (11)", 1, MemoryError),
+        ("", -9, MemoryError),
+        ("memory allocation of 2305843009213693952 bytes failed", -6, DataError),
+        ("file metadata is damaged", 1, DataError),
+        ("", -11, DataError),
+    ],
+)
+def test_why_a_parquet_file_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, error: type[Exception]
+) -> None:
+    def ended(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], code, "", said)
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(error):
+        read_parquet(tmp_path / "x.parquet")
+
+
+def test_a_column_of_our_own_name_is_no_row_number(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "__row__": ["x"]}).write_parquet(tmp_path / "interactions.parquet")
+    ITEMS.write_parquet(tmp_path / "items.parquet")
+    assert read_tables(tmp_path).interactions.columns == ["user_id", "item_id"]
+
+
+def test_what_stopped_an_import_is_listed_until_it_succeeds(tmp_path: Path) -> None:
+    def build(threshold: float) -> Any:
+        rows = pl.DataFrame({"user_id": ["u", "", "v"], "item_id": ["a", "a", "zz"]})
+        return lambda draft: write_dataset(Tables(rows, ITEMS), draft, threshold)
+
+    with pytest.raises(DataError, match=r"data-refused/quarantine.parquet lists them"):
+        make(tmp_path / "data", "dataset", recipe={}, inputs={}, build=build(0.1))
+    listed = pl.read_parquet(tmp_path / "data-refused" / QUARANTINE)
+    assert listed.select("row", "reason").rows() == [(2, "user_id is missing"), (3, "item_id is not in items.parquet")]
+    make(tmp_path / "data", "dataset", recipe={}, inputs={}, build=build(1.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

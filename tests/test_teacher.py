@@ -12,13 +12,15 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from distill.config import TargetsSection, TeacherSection, TextSection
+from distill.evaluation import Validator
 from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
-from distill.text import build_text, encode, load_text, prompt_of
+from distill.text import _encode_resumably, build_text, encode, load_text, prompt_of
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
+from recommender.config import OptimSection
 from recommender.split import Sequences
 from recommender.windows import TrainingWindows
 from tests.conftest import make_llm
@@ -307,3 +309,22 @@ def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tm
         forge(artifact.path)
         with pytest.raises(ArtifactError, match="cannot be read as 'targets'"):
             load_targets(load(artifact.path), sequences.num_items)
+
+
+def test_a_gap_among_encoded_chunks_is_encoded_again(
+    tiny_llm: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.text._CHUNK_BATCHES", 1)
+    section, prompts = TextSection(batch_size=2), [f"thing {n}" for n in range(7)]
+    whole = _encode_resumably(tiny_llm, prompts, section, tmp_path)
+    chunks = sorted(tmp_path.glob("chunk-*"))
+    assert len(chunks) == 4
+    chunks[1].unlink()
+    assert np.allclose(_encode_resumably(tiny_llm, prompts, section, tmp_path), whole, atol=1e-5)
+
+
+def test_scores_that_are_not_finite_win_nothing(sequences: Sequences) -> None:
+    validator = Validator(sequences, 12, OptimSection(), torch.device("cpu"))
+    broken = torch.full((sequences.num_items + 1, 4), torch.nan)
+    with pytest.raises(ValueError, match="scores are not finite"):
+        validator(lambda history_BL: torch.ones(len(history_BL), 4), broken)

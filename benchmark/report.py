@@ -179,10 +179,12 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
 
 def _shares(own: list[dict[str, Any]], figures: dict[str, Any], found: _Found) -> dict[str, Any]:
     """Operations of a single request and of a batch, and what share of the machine's limit each reaches."""
-    if not found.limits or own[0]["operations"][0] is None:
+    # bitsandbytes' own kernels are not counted, and quantization does not change what is multiplied.
+    counted = found.results.get("teacher", own) if figures["variant"].startswith("teacher-") else own
+    if not found.limits or failure(counted) or not counted[0]["operations"][0]:
         return {}
     calls = {"single": figures["latency_p50_s"], "offline": found.section.batch_size / figures["throughput_per_s"]}
-    operations = dict(zip(calls, own[0]["operations"], strict=True))
+    operations = dict(zip(calls, counted[0]["operations"], strict=True))
     shares = {
         name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], figures["precision"], found.limits)
         for name, call_s in calls.items()

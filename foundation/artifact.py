@@ -290,10 +290,13 @@ def _refuse_to_replace(out: Path) -> None:
     if out.is_symlink() or not (out / MANIFEST).is_file():
         raise ArtifactError(f"{out} is there and is no artefact; it is not replaced: move it away, or choose another place")
     try:
-        load(out)._refuse_extra()
+        found = load(out)
+    except ArtifactError:
+        return  # a damaged artefact may go
+    try:
+        found._refuse_extra()
     except ArtifactError as error:
-        if "does not name" in str(error) and "files its manifest" in str(error):
-            raise ArtifactError(f"{error}; they would be lost: move them away") from None
+        raise ArtifactError(f"{error}; they would be lost: move them away") from None
 
 
 def _reused(out: Path, key: Mapping[str, Any]) -> Artifact | None:

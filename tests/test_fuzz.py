@@ -60,7 +60,7 @@ def clean(tables: Tables) -> None:
         assert items["item_id"].is_unique().all()
         for ids in (interactions["user_id"], interactions["item_id"], items["item_id"]):
             assert ids.null_count() == 0
-            assert all(text and text == text.strip() and text.isprintable() is not None for text in ids)
+            assert all(text and text == text.strip() and not any(ord(c) < 32 or ord(c) == 127 for c in text) for text in ids)
         if interactions["timestamp"].count():
             assert interactions["timestamp"].null_count() == 0
             assert interactions["timestamp"].min() >= 0  # type: ignore[operator]

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.gate.config import GateSection
-from benchmark.gate.measure import LATENCY, THROUGHPUT, Samples, Side, measure
+from benchmark.gate.measure import HISTORY_LENGTH, LATENCY, THROUGHPUT, Samples, Side, measure
 from benchmark.gate.verdict import Estimate, Finding, Judged, estimate, judge, unfit
+from recommender.beyond import overlap
 from recommender.evaluate import recommend_all, target_ranks
 from recommender.metrics import ndcg
 from recommender.ranking import pad_left
@@ -99,7 +100,7 @@ def check(
 ) -> Outcome:
     """The whole verdict. `targets` are the histories' next items (item_index); None: base's first item of each."""
     history_file = folder / "histories.npy"
-    np.save(history_file, pad_left(histories, 50), allow_pickle=False)
+    np.save(history_file, pad_left(histories, HISTORY_LENGTH), allow_pickle=False)
     timed, samples = check_time(head, base, history_file, section)
     counted, budgets = [], section.budgets
     if budgets.peak_rss:
@@ -109,11 +110,11 @@ def check(
         counted.append(
             _at_most("artifact_bytes", head.graph.stat().st_size / base.graph.stat().st_size, budgets.artifact_bytes)
         )
-    ratio, overlap = _ranking(head, base, histories[:_MAX_COMPARED], targets)
+    ratio, shared = _ranking(head, base, histories[:_MAX_COMPARED], targets)
     if budgets.min_ndcg:
         counted.append(Counted("ndcg_at_10", ratio, budgets.min_ndcg, ratio >= budgets.min_ndcg))
     verdict = timed.verdict if all(entry.within for entry in counted) else Verdict.FAIL
-    return Outcome(verdict, timed.judged, timed.control, timed.reason, timed.groups, timed.seconds, tuple(counted), overlap)
+    return Outcome(verdict, timed.judged, timed.control, timed.reason, timed.groups, timed.seconds, tuple(counted), shared)
 
 
 def _at_most(metric: str, ratio: float, budget: float) -> Counted:
@@ -125,5 +126,4 @@ def _ranking(head: Side, base: Side, histories: list[np.ndarray], targets: np.nd
     head_NK, base_NK = (recommend_all(OnnxRecommender(side.graph, 1), histories, _K) for side in (head, base))
     target_N = base_NK[:, 0] if targets is None else targets[:_MAX_COMPARED]
     head_N, base_N = (ndcg(target_ranks(top_NK, target_N), 10) for top_NK in (head_NK, base_NK))
-    overlap = float((head_NK[:, :, None] == base_NK[:, None, :]).any(-1).mean())
-    return (float(head_N.mean() / base_N.mean()) if base_N.any() else 1.0), overlap
+    return (float(head_N.mean() / base_N.mean()) if base_N.any() else 1.0), float(overlap(head_NK, base_NK).mean())

@@ -27,6 +27,7 @@ from benchmark.gate.config import GateSection
 WORKER = Path(__file__).with_name("worker.py")
 LATENCY, THROUGHPUT = "latency_p50", "throughput_time"
 MIN_CALLS = 5
+HISTORY_LENGTH = 50  # items of every history that is served
 _LIMIT_S = 120
 
 

@@ -30,7 +30,7 @@ from benchmark.gate.check import Verdict, check_time
 from benchmark.gate.checkpoint import drawn_checkpoint
 from benchmark.gate.command import REPOSITORY
 from benchmark.gate.config import GateSection
-from benchmark.gate.measure import Side, typical_time
+from benchmark.gate.measure import HISTORY_LENGTH, Side, typical_time
 from benchmark.gate.revision import exported
 from foundation import console
 from foundation.artifact import write_atomically
@@ -74,7 +74,11 @@ def prove_gate(
     graph = exported(REPOSITORY, sys.executable, student.path, data.path, work / "graph-prove")
     sequences = build_sequences(load_dataset(data))
     histories = work / "histories.npy"
-    np.save(histories, pad_left([sequences.history(u, "test") for u in sequences.evaluated_users], 50), allow_pickle=False)
+    np.save(
+        histories,
+        pad_left([sequences.history(u, "test") for u in sequences.evaluated_users], HISTORY_LENGTH),
+        allow_pickle=False,
+    )
     side, key = Side("the gate", graph, REPOSITORY), _key(shape, section)
     ledger = _begin(ledger_file, key)
     schedule = [kind for kind, count in PLAN.items() for _ in range(count)]

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: reads the exported ONNX graph as it is.
 
-The plugin chooses the precision of the device by itself (bfloat16 where the CPU has it) unless `precision` says otherwise.
+The plugin chooses the precision by itself: bfloat16 where the CPU has it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class OpenVinoRecommender:
 
     device = "cpu"
 
-    def __init__(self, graph: Path, num_threads: int = 0, precision: str = "") -> None:
+    def __init__(self, graph: Path, num_threads: int = 0) -> None:
         try:
             import openvino
         except ImportError:
@@ -25,8 +25,6 @@ class OpenVinoRecommender:
         options = {"PERFORMANCE_HINT": "LATENCY"}
         if num_threads:
             options["INFERENCE_NUM_THREADS"] = str(num_threads)
-        if precision:
-            options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
         self.compiled = openvino.Core().compile_model(str(graph), "CPU", options)
         self.request = self.compiled.create_infer_request()
         self.k = self.compiled.outputs[0].get_partial_shape()[1].get_length()

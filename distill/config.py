@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from distill.objectives import METHODS
 from foundation.recipe import Section
-from recommender.config import OptimSection
+from recommender.config import ITEM_FIELDS, OptimSection
 
 
 class TextSection(Section):
@@ -21,6 +22,13 @@ class TextSection(Section):
     max_tokens: int = Field(default=64, ge=1, le=8192)
     batch_size: int = Field(default=32, ge=1)
     student_dims: int = Field(default=128, ge=1, description="principal components given to the student")
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_fields(cls, prompt: str) -> str:
+        if unknown := set(re.findall(r"\{([^}]*)\}?", prompt)) - set(ITEM_FIELDS):
+            raise ValueError(f"it names {', '.join(sorted(unknown))}; items.parquet may have: {', '.join(ITEM_FIELDS)}")
+        return prompt
 
 
 class TeacherSection(Section):

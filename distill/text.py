@@ -22,7 +22,6 @@ from distill.device import compute_dtype, device
 from distill.llm import load_body, load_tokenizer
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
-from recommender.data import ITEM_COLUMNS
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
@@ -30,9 +29,6 @@ _CHUNK_BATCHES = 8
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
     """Encode every item (resumable by chunks) and fit the projection."""
-    unknown = set(re.findall(r"\{(\w+)\}", section.prompt)) - set(ITEM_COLUMNS)
-    if unknown:
-        raise ValueError(f"text.prompt names {', '.join(sorted(unknown))}; items.parquet may have: {', '.join(ITEM_COLUMNS)}")
     prompts = [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)]
     if len(set(prompts)) == 1:
         console.say("warning: every item has the same text; control-text and the teacher learn nothing from it")
@@ -41,6 +37,10 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     std_D += 1e-3 * np.abs(vectors_ID).mean() + 1e-6  # rounding of dimensions that hardly vary must not become a feature
     standard_ID = (vectors_ID - mean_D) / std_D
     components_DZ, scale = _principal_components(standard_ID, section.student_dims)
+    if components_DZ.shape[1] < section.student_dims:
+        console.say(
+            f"warning: there are {components_DZ.shape[1]} components, fewer than text.student_dims = {section.student_dims}"
+        )
     tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
     save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
     draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}

@@ -31,7 +31,8 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from foundation import console
-from foundation.content import ContentError, check_content, is_library_error, is_machine_error, read_json
+from foundation.content import ContentError, check_content, read_json
+from foundation.failure import first_line, is_library_error, is_machine_error
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -178,7 +179,7 @@ def opens(function: Callable[Concatenate[Artifact, P], T]) -> Callable[Concatena
 
 
 def _unreadable(artifact: Artifact, error: BaseException) -> ArtifactError:
-    reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+    reason = first_line(str(error), "no reason given")
     return ArtifactError(
         f"{artifact.path} cannot be read as {artifact.kind!r} ({type(error).__name__}: {reason}); delete it and make it again"
     )

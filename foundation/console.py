@@ -31,6 +31,16 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
     return iter(bar)
 
 
+def bytes_bar(description: str, total: int | None) -> Any:
+    """A tqdm bar to `update` by bytes, as a context manager; where no terminal shows it, at most a line every 15 s."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    interval_s = 0.1 if watched else 15.0
+    shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "leave": False, "dynamic_ncols": watched}
+    return tqdm(desc=description, total=total, mininterval=interval_s, delay=interval_s, **shown)
+
+
 def result(value: dict[str, Any]) -> None:
     """A stage's result: the last line of standard output, one JSON object (no NaN)."""
     print(json.dumps(value, allow_nan=False), flush=True)

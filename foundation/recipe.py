@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,15 @@ def load_recipe(schema: type[SectionT], path: Path, overrides: Iterable[str] = (
         raise RecipeError("\n".join(_explain(schema, entry, origin, path) for entry in error.errors())) from None
 
 
+def check_options(schema: type[BaseModel], options: Mapping[str, Any], prefix: str) -> None:
+    """Raise `Contradiction` unless `options`, found under the key `prefix`, fit the schema of what they are options of."""
+    try:
+        schema.model_validate(options)
+    except ValidationError as error:
+        entry = error.errors()[0]
+        raise Contradiction(_mistake(schema, entry, prefix), _key(entry, prefix), prefix) from None
+
+
 def slug(text: str) -> str:
     """A folder name made of what any file system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
@@ -78,7 +87,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
     lines = _key_lines(text)
     for key, value in _leaves(own):
         dotted = ".".join(key)
-        _assign(values, list(key), value, origin, f"{path}:{lines.get(dotted, lines.get(key[0], 1))}")
+        _assign(values, list(key), value, origin, f"{path}:{next((lines[k] for k in _prefixes(dotted) if k in lines), 1)}")
     return values, origin
 
 
@@ -122,19 +131,36 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain(schema: type[BaseModel], error: Any, origin: dict[str, str], path: Path) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = _key(error)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, Contradiction):
-        where = ", ".join(dict.fromkeys(origin[k] for k in cause.keys if k in origin)) or str(path)
+        where = ", ".join(dict.fromkeys(filter(None, (_where(key, origin) for key in cause.keys)))) or str(path)
         return f"{where}: {cause}"
-    where = next((origin[k] for k in _prefixes(key) if k in origin), str(path))
+    where = _where(key, origin) or str(path)
+    return f"{where}: {_mistake(schema, error)}"
+
+
+def _key(error: Any, prefix: str = "") -> str:
+    """The dotted key an error is about; what pydantic adds to say that a mapping's key is meant is left out."""
+    return ".".join([*([prefix] if prefix else []), *(str(part) for part in error["loc"] if part != "[key]")])
+
+
+def _mistake(schema: type[BaseModel], error: Any, prefix: str = "") -> str:
+    key = _key(error, prefix)
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(_known_keys(schema)), n=1, cutoff=0.5)
+        known = list(_known_keys(schema, f"{prefix}." if prefix else ""))
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown recipe key {key!r}{hint}"
+        return f"unknown recipe key {key!r}{hint}"
     if error["type"] == "missing":
-        return f"{where}: the recipe lacks the key {key!r}"
-    return f"{where}: {key} = {error['input']!r}: {error['msg']}"
+        return f"the recipe lacks the key {key!r}"
+    return f"{key} = {error['input']!r}: {error['msg']}"
+
+
+def _where(key: str, origin: dict[str, str]) -> str:
+    """Where a key was written, or something in it, or the section it belongs to; empty if none was."""
+    inside = next((where for name, where in origin.items() if name.startswith(f"{key}.")), "")
+    return origin.get(key) or inside or next((origin[k] for k in _prefixes(key) if k in origin), "")
 
 
 def _prefixes(key: str) -> Iterable[str]:

@@ -1,12 +1,12 @@
 """The command line: `recdistill STAGE …`. Light: a stage's code is imported when the stage runs.
 
-Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 a stage failed, 2 the command, recipe or data is at fault, 130 interrupted, 143 terminated, 134 and other
+128 + N: ended by signal N.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import signal
 import sys
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import console
+from foundation.failure import explain, is_library_error
 from foundation.recipe import load_recipe, slug
+from recdistill.supervisor import supervised
 
 if TYPE_CHECKING:
     from recdistill.pipeline import Pipeline
@@ -108,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # recipe, data, artefact: the user's to mend
         console.say(f"error: {error}")
         return USAGE_ERROR
-    except Exception as error:
-        if (reason := _reason(error)) is None:
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if not is_library_error(error) or (reason := explain(error, _GO_ON)) is None:
             raise
         console.say(f"failed: {reason}")
         return 1
@@ -117,22 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
+def run() -> int:
+    """The command itself: `main` in a process that is watched over."""
+    return supervised(main, _GO_ON)
+
+
 def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one must not disturb the unwinding
     raise Terminated
-
-
-def _reason(error: Exception) -> str | None:
-    """What the machine lacks, in one line; None for what can only be a mistake of ours."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({text.splitlines()[0] if text else 'no details'}); lower a batch_size, then {_GO_ON}"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
-        return f"the disk is full ({text}); free some space, then {_GO_ON}"
-    if isinstance(error, ImportError):
-        return f"a library is missing ({text}); `make setup` installs all of them"
-    if isinstance(error, OSError | RuntimeError) or type(error).__module__.split(".")[0] in ("safetensors", "polars", "onnx"):
-        return f"{type(error).__name__}: {text}" if type(error) in (OSError, RuntimeError) else text
-    return None
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -323,4 +317,4 @@ def _described(digest: str, entry: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -37,7 +37,7 @@ class Pipeline:
 
     @cached_property
     def data(self) -> Artifact:
-        from recommender.data import write_dataset
+        from recommender.cleaning import write_dataset
         from recommender.importers import read, source_digests
 
         section = self.recipe.data

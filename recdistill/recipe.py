@@ -60,8 +60,4 @@ class Recipe(Section):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
-        if self.data.importer == "folder" and self.data.options:
-            raise Contradiction(
-                f"data.importer = 'folder' takes no data.options, got: {', '.join(self.data.options)}", "data.options"
-            )
         return self

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from foundation.recipe import Section
+from foundation.recipe import Section, check_options
+
+InteractionField = Literal["user_id", "item_id", "timestamp", "rating", "event"]
+ItemField = Literal["item_id", "title", "text", "categories", "year", "features"]
+INTERACTION_FIELDS: tuple[str, ...] = get_args(InteractionField)
+ITEM_FIELDS: tuple[str, ...] = get_args(ItemField)
+
+
+def _once_each(mapping: dict[Any, str]) -> dict[Any, str]:
+    if len(set(mapping.values())) < len(mapping):
+        raise ValueError("it names a column of the table twice")
+    return mapping
+
+
+class NoOptions(Section):
+    """Of an importer that has none."""
+
+
+class TableOptions(Section):
+    """Of importer "table": our column names to the table's own, and a second file with the items."""
+
+    columns: Annotated[dict[InteractionField, str], AfterValidator(_once_each)] = Field(default={})
+    items: str | None = Field(default=None, min_length=1, description="path or URL of the table of items")
+    item_columns: Annotated[dict[ItemField, str], AfterValidator(_once_each)] = Field(default={})
+    separator: str = Field(default=",", min_length=1, max_length=1)
+
+
+class AmazonOptions(Section):
+    """Of importer "amazon"."""
+
+    metadata: str = Field(min_length=1, description="path or URL of the metadata's JSON lines")
+    k_core: int = Field(default=5, ge=1, description="every user and item has at least so many interactions")
+
+
+IMPORTER_OPTIONS: dict[str, type[Section]] = {
+    "folder": NoOptions,
+    "recbole": NoOptions,
+    "movielens": NoOptions,
+    "amazon": AmazonOptions,
+    "table": TableOptions,
+}
 
 
 class DataSection(Section):
@@ -16,6 +56,11 @@ class DataSection(Section):
     source: str = Field(default="", description="asset name, path or URL")
     options: dict[str, Any] = Field(default={}, description="the importer's own options")
     max_quarantined_fraction: float = Field(default=0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> DataSection:
+        check_options(IMPORTER_OPTIONS[self.importer], self.options, "data.options")
+        return self
 
 
 class OptimSection(Section):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from foundation.artifact import Artifact, make
-from recommender.data import load_dataset, read_tables, write_dataset
+from recommender.cleaning import write_dataset
+from recommender.data import load_dataset, read_tables
 from recommender.split import Sequences, build_sequences
 from tests.constructed import write_chain_dataset
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import foundation.artifact as store
 from foundation.artifact import MANIFEST, Artifact, ArtifactError, Draft, load, make, opens, sha256_file
 from foundation.content import ContentError, check_content
+from foundation.failure import is_machine_error
 from tests.faults import OPERATIONS, forge, killed_before
 
 WEIGHTS = "model.safetensors"
@@ -488,6 +489,14 @@ class OutOfMemoryError(Exception):
         (OSError(28, "No space left on device"), True),
         (PermissionError(13, "Permission denied"), True),
         (ImportError("no module"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (
+            RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer of size 98304"),
+            True,
+        ),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 1152921504606846976"), False),  # a lying header
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(12, "Cannot allocate memory"), True),
         (FileNotFoundError(2, "No such file"), False),
         (IsADirectoryError(21, "Is a directory"), False),
         (NotADirectoryError(20, "Not a directory"), False),
@@ -496,7 +505,7 @@ class OutOfMemoryError(Exception):
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_a_file(error: Exception, machine: bool) -> None:
-    assert store.is_machine_error(error) is machine
+    assert is_machine_error(error) is machine
 
 
 @pytest.mark.parametrize(("said", "reason"), [("", "no reason given"), ("x" * 400, "x" * 300), (" one\ntwo", "one")])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -160,11 +162,67 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert main(command) == 0
 
 
-def test_too_little_memory_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit_mib", [900, 1024, 2300])
+def test_too_little_memory_is_said(tmp_path: Path, limit_mib: int) -> None:
+    """Whatever library meets the limit, and however it ends: one line names memory, and nothing is half-made."""
     data = write_chain_dataset(tmp_path / "chain", num_users=20)
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
-    run = "import sys; from recdistill.cli import main; sys.exit(main(sys.argv[1:]))"
     command = ["distill", "--recipe", "recipes/smoke.toml", "--data", str(data), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([sys.executable, "-c", f"{limit}; {run}", *command], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and path.name in ("control-id", "student")]
+    limit = ["prlimit", f"--as={limit_mib << 20}"]
+    done = subprocess.run([*limit, sys.executable, "-m", "recdistill.cli", *command], capture_output=True, text=True)
+    assert done.returncode in (1, 128 + signal.SIGABRT, 128 + signal.SIGSEGV), done.stderr[-2000:]
+    assert "memory" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "chain" / "seed-0" / "student").exists()
+    for manifest in (tmp_path / "runs").rglob(f"[!.]*/{store.MANIFEST}"):
+        if ".partial" not in str(manifest):
+            store.load(manifest.parent).verify()
+
+
+SLEEPING = """
+import os, sys, time
+from recdistill.supervisor import supervised
+def work():
+    print(os.getpid(), flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+sys.exit(supervised(work, "go on"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGKILL, 137, "out of memory"),
+        (signal.SIGABRT, 134, "aborted by a library"),
+        (signal.SIGSEGV, 139, "invalid access to memory"),
+        (signal.SIGTERM, 143, ""),
+        (signal.SIGINT, 130, ""),
+    ],
+)
+def test_what_ends_the_working_process_is_named(number: int, code: int, said: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    # what a person sends goes to the process they see, what the kernel sends to the one that works
+    os.kill(process.pid if number in (signal.SIGTERM, signal.SIGINT) else worker, number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert said in errors if said else not errors
+
+
+def test_the_working_process_ends_with_the_one_that_watches() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"process {worker} lives on")

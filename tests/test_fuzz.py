@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from foundation.artifact import MANIFEST, ArtifactError, Draft, load
 from foundation.recipe import RecipeError, load_recipe
 from recdistill.recipe import Recipe
-from recommender.data import DataError, Dataset, Tables, write_dataset
+from recommender.cleaning import write_dataset
+from recommender.data import DataError, Dataset, Tables
 from recommender.importers import read
 from recommender.split import build_sequences
 

@@ -62,7 +62,32 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ('name = "x"\n[data]\n[benchmark]\nk = 50\n', r"r.toml:4: benchmark.k = 50 asks for more items than .*export.k = 20"),
         ('name = "x"\nseeds = [1, 1]\n[data]\n', r"r.toml:2: seeds = \[1, 1\] names a seed twice"),
         ('name = "x"\nseeds = [-1]\n[data]\n', r"r.toml:2: seeds.0 = -1: .*greater than or equal to 0"),
-        ('name = "x"\n[data]\noptions = { k_core = 5 }\n', r"'folder' takes no data.options, got: k_core"),
+        ('name = "x"\n[data]\noptions = { k_core = 5 }\n', r"r.toml:3: unknown recipe key 'data.options.k_core'"),
+        (
+            'name = "x"\n[data]\nimporter = "table"\n[data.options]\ncolunms = { user_id = "u" }\n',
+            r"r.toml:5: unknown recipe key 'data.options.colunms'; did you mean 'data.options.columns'",
+        ),
+        (
+            'name = "x"\n[data]\nimporter = "table"\noptions = { columns = { usr_id = "u" } }\n',
+            r"r.toml:4: data.options.columns.usr_id = 'usr_id': .*'user_id', 'item_id', 'timestamp'",
+        ),
+        (
+            'name = "x"\n[data]\nimporter = "table"\noptions = { columns = { user_id = "u", item_id = "u" } }\n',
+            r"r.toml:4: data.options.columns = .*names a column of the table twice",
+        ),
+        ('name = "x"\n[data]\nimporter = "amazon"\n', r"r.toml.*: the recipe lacks the key 'data.options.metadata'"),
+        (
+            'name = "x"\n[data]\nimporter = "amazon"\noptions = { metadata = "m", k_core = 0 }\n',
+            r"r.toml:4: data.options.k_core = 0: .*greater than or equal to 1",
+        ),
+        (
+            'name = "x"\n[data]\n[text]\nprompt = "{titel}"\n',
+            r"r.toml:4: text.prompt = '\{titel\}': .*names titel; items.parquet may have: item_id, title",
+        ),
+        (
+            'name = "x"\n[data]\n[gate]\ngroups = 9\nmax_groups = 3\n',
+            r"r.toml:5, .*r.toml:4: gate.max_groups = 3 is less than gate.groups = 9",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

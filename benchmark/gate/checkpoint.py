@@ -15,8 +15,9 @@ import polars as pl
 import torch
 
 from foundation.artifact import Artifact, Draft, make
+from recommender.cleaning import write_dataset
 from recommender.config import StudentSection
-from recommender.data import Tables, write_dataset
+from recommender.data import Tables
 from recommender.student import Student, save_student
 
 _USERS, _MAX_HISTORY, _SPREAD = 300, 60, 5.0

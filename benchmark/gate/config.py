@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from foundation.recipe import Section
+from foundation.recipe import Contradiction, Section
 
 
 def _budget(value: float) -> float:
@@ -45,3 +45,13 @@ class GateSection(Section):
     resamples: int = Field(default=2000, ge=100)
     max_unfit: float = Field(default=0.02, gt=0, description="base against itself: beyond this the machine is unfit")
     max_width: float = Field(default=0.15, gt=0, description="and where its interval is wider than this")
+
+    @model_validator(mode="after")
+    def _at_least_one_step(self) -> GateSection:
+        if self.max_groups < self.groups:
+            raise Contradiction(
+                f"gate.max_groups = {self.max_groups} is less than gate.groups = {self.groups}",
+                "gate.max_groups",
+                "gate.groups",
+            )
+        return self

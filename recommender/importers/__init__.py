@@ -13,6 +13,8 @@ import polars as pl
 from foundation import fetch
 from foundation.archive import ArchiveError
 from foundation.artifact import sha256_file
+from foundation.recipe import Contradiction, check_options
+from recommender.config import IMPORTER_OPTIONS
 from recommender.data import DataError, Tables, read_tables
 
 METHODS = {
@@ -31,9 +33,11 @@ def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:
     """Raw tables from `source` (an asset's name, a path or a URL) by the importer's rules."""
     if not source:
         raise DataError("data.source is empty; name an asset, a path or a URL")
+    try:
+        check_options(IMPORTER_OPTIONS[importer], options, "data.options")
+    except Contradiction as error:
+        raise DataError(str(error)) from None
     path = locate(source)
-    if importer == "folder" and options:
-        raise DataError(f"importer 'folder' takes no options, got: {', '.join(options)}")
     try:
         if importer == "folder":
             return read_tables(path)
@@ -42,10 +46,6 @@ def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:
         raise DataError(str(error)) from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{source}: {str(error).splitlines()[0]}") from None
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error) and "required positional" not in str(error):
-            raise
-        raise DataError(f"data.options of importer {importer!r}: {error}") from None
 
 
 def locate(source: str) -> Path:
@@ -53,7 +53,7 @@ def locate(source: str) -> Path:
     if source in fetch.ASSETS:
         return fetch.fetch(source)
     if source.startswith(("http://", "https://")):
-        return fetch.fetch_url(source, None)
+        return fetch.fetch_url(source)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{source!r} is neither an existing path, a URL, nor an asset ({', '.join(sorted(fetch.ASSETS))})")

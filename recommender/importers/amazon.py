@@ -3,7 +3,8 @@
 2018: https://nijianmo.github.io/amazon/ (reviewerID, asin, overall, unixReviewTime; CSV: item, user, rating, time, no header)
 2023: https://amazon-reviews-2023.github.io/ (user_id, parent_asin, rating, timestamp in ms; CSV with header)
 The k-core is taken here (`k_core`), because the published ratings-only files are not filtered: of the rows that can be used,
-those whose item has metadata with a title, until every user and item has k. What that leaves out is not malformed, nor listed.
+those whose item has metadata with a title, until every user and item has k. What that leaves out is not malformed: it is
+counted and said, but not listed by row.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ def read(source: Path, metadata: str, k_core: int = 5) -> Tables:
     from recommender.importers import locate
 
     interactions, bad = _ratings_csv(source) if ".csv" in source.suffixes else _reviews(source)
-    items, bad_items = _items(locate(metadata))
+    items, bad_items, left_out = _items(locate(metadata))
     usable = pl.col("user_id").is_not_null() & pl.col("item_id").is_not_null()
     usable &= pl.col("timestamp").cast(pl.Float64, strict=False).is_finite().fill_null(False)
     sold = interactions.filter(usable).join(items.select("item_id"), on="item_id", how="semi", maintain_order="left")
     core = _k_core(sold, k_core)
+    num_usable = interactions.select(usable.sum()).item()
+    left_out |= {
+        "interaction with an item that has no metadata or no title": num_usable - sold.height,
+        f"interaction outside of the {k_core}-core": sold.height - core.height,
+    }
     items = items.join(core.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
     unusable = interactions.filter(~usable)  # for the cleaning to list
-    return Tables(pl.concat([core, unusable]), items, rejected=pl.concat([bad, bad_items]))
+    counted = {reason: count for reason, count in left_out.items() if count}
+    return Tables(pl.concat([core, unusable]), items, rejected=pl.concat([bad, bad_items]), left_out=counted)
 
 
 def _ratings_csv(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -69,7 +76,8 @@ def _seconds(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(timestamp=pl.when(time >= _MILLISECONDS_FROM).then(seconds).otherwise(pl.col("timestamp")))
 
 
-def _items(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _items(path: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """(items with a title, lines that are none, what was left out: reason -> count)."""
     rows, (numbered, bad) = [], _json_lines(path)
     for number, row in numbered:
         text, categories = row.get("description") or "", row.get("categories") or row.get("category") or []
@@ -83,8 +91,11 @@ def _items(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
             }
         )
     schema = {ROW: pl.Int64, "item_id": pl.String, "title": pl.String, "text": pl.String, "categories": pl.List(pl.String)}
-    items = pl.DataFrame(rows, schema=schema).unique("item_id", keep="first", maintain_order=True)
-    return items.filter(pl.col("title") != ""), bad
+    found = pl.DataFrame(rows, schema=schema)
+    once = found.unique("item_id", keep="first", maintain_order=True)
+    titled = once.filter(pl.col("title") != "")
+    left_out = {"item named a second time": found.height - once.height, "item without a title": once.height - titled.height}
+    return titled, bad, left_out
 
 
 def _k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:

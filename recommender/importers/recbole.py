@@ -5,6 +5,7 @@ https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import polars as pl
@@ -29,8 +30,7 @@ def read(source: Path) -> Tables:
             frame, bad_lines = _read_atomic(_only(source, suffix))
             extra[name] = frame.drop(ROW).rename({theirs: ours for theirs, ours in _RENAMED.items() if theirs in frame.columns})
             listed.append(bad_lines)
-    taken = [name for name in (ROW, "user_id", "item_id", "timestamp", "rating") if name in interactions.columns]
-    return Tables(interactions.select(taken), _items(items), extra, pl.concat(listed))
+    return Tables(interactions, _items(items), extra, pl.concat(listed))
 
 
 def _items(raw: pl.DataFrame) -> pl.DataFrame:
@@ -39,7 +39,7 @@ def _items(raw: pl.DataFrame) -> pl.DataFrame:
         raise DataError(
             f"the .item file has no title column (looked for {', '.join(_TITLE_NAMES)}; it has {', '.join(raw.columns)})"
         )
-    columns = [pl.col(ROW), pl.col("item_id"), pl.col(title).alias("title")]
+    columns = [pl.col(name) for name in (ROW, "item_id") if name in raw.columns] + [pl.col(title).alias("title")]
     if category := _first(raw, _CATEGORY_NAMES):
         columns.append(pl.col(category).fill_null("").str.split(" ").alias("categories"))
     if year := _first(raw, _YEAR_NAMES):
@@ -48,7 +48,12 @@ def _items(raw: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first(frame: pl.DataFrame, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in frame.columns), None)
+    """The column of one of these names; one that is misspelt is an error, so that it is not ignored without a word."""
+    found = next((name for name in names if name in frame.columns), None)
+    close = [c for c in frame.columns if difflib.get_close_matches(c, names, n=1, cutoff=0.8)]
+    if found is None and close:
+        raise DataError(f"the .item file has a column {close[0]!r}; did you mean one of {', '.join(names)}?")
+    return found
 
 
 def _only(folder: Path, suffix: str) -> Path:

@@ -29,11 +29,6 @@ def read(
     """`columns` and `item_columns` map our column names to the table's own; `timestamp` may be a date and time (ISO 8601)."""
     from recommender.importers import locate
 
-    for name, mapping in (("columns", columns), ("item_columns", item_columns)):
-        if mapping is not None and not (isinstance(mapping, dict) and all(isinstance(v, str) for v in mapping.values())):
-            raise DataError(f"data.options.{name} = {mapping!r} must map our column names to the table's own")
-        if mapping and len(set(mapping.values())) < len(mapping):
-            raise DataError(f"data.options.{name} = {mapping!r} names a column of the table twice")
     raw, bad = _read(source, separator)
     interactions = _rename(raw, columns or {}, source)
     if "timestamp" in interactions.columns and interactions.schema["timestamp"] == pl.String:

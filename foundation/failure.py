@@ -1,0 +1,70 @@
+"""What failed: the user's input, a file, or the machine; told from the exception alone, in one place for all stages.
+
+Libraries report a lack of memory or disk in many ways: MemoryError, RuntimeError with a sentence (torch, ONNX Runtime), an
+ImportError when a shared object cannot be mapped, a panic of Rust code. What the machine lacks is never a file's fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+ABSURD_BYTES = 1 << 42  # no honest file asks for 4 TiB at once, but a damaged header does
+_NO_MEMORY = re.compile(  # the last is said of an extension that let a failed allocation pass
+    r"can(?:'t|not) allocate memory|out of memory|std::bad_alloc|failed to allocate memory|failed to map segment|"
+    r"can't start new thread|cannot enable executable stack|_ALLOC_FAILED|memory allocation of \d+ bytes failed|"
+    r"memory allocation still failed|returned NULL without setting an exception",
+    re.IGNORECASE,
+)
+_NO_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_LIBRARIES = ("safetensors", "safetensors_rust", "polars", "onnx", "onnxruntime", "openvino", "huggingface_hub")
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether a library failed, by exception or by a panic of its Rust code, which pyo3 raises outside of `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory could not be had; an absurd request is a damaged file's, and no lack of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or says_no_memory(str(error))
+
+
+def says_no_memory(text: str) -> bool:
+    """Whether a library's own words are about a lack of memory."""
+    return bool(_NO_MEMORY.search(text)) and not any(int(size) >= ABSURD_BYTES for size in re.findall(r"\d{13,}", text))
+
+
+def lacks_disk(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_NO_DISK.search(str(error)))
+
+
+def is_machine_error(error: BaseException) -> bool:
+    """Whether the machine is what is lacking (memory, disk, a library, a permission), and no file is at fault."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return error.errno is not None
+    return isinstance(error, ImportError) or lacks_memory(error) or lacks_disk(error)
+
+
+def explain(error: BaseException, go_on: str) -> str | None:
+    """One line for the user: what the machine or a library could not do; None for what can only be a mistake of ours."""
+    text = str(error).strip()
+    if lacks_memory(error):
+        return f"out of memory ({first_line(text, 'no details')}); lower a batch_size, or free some memory, then {go_on}"
+    if lacks_disk(error):
+        return f"the disk is full ({first_line(text)}); free some space, then {go_on}"
+    if isinstance(error, ImportError):
+        return f"a library is missing ({text}); `make setup` installs all of them"
+    if isinstance(error, OSError | RuntimeError):
+        return f"{type(error).__name__}: {text}" if type(error) in (OSError, RuntimeError) else text
+    if type(error).__module__.split(".")[0] in _LIBRARIES or not isinstance(error, Exception):
+        return f"{type(error).__name__}: {first_line(text)}"
+    return None
+
+
+def first_line(text: str, default: str = "") -> str:
+    """The first line of what was said, not endless."""
+    return (text.strip().splitlines() or [default])[0][:300]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from benchmark.report import REPORT_SCHEMA
+from foundation import console
+from foundation.content import ContentError, read_json
 
 _FIGURES = ("ndcg_at_10", "latency_p50_s", "throughput_per_s", "peak_rss_bytes", "artifact_bytes")
 
@@ -48,16 +51,39 @@ def to_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+class _Row(BaseModel):
+    variant: str
+    ndcg_at_10: float | None = None
+    latency_p50_s: float | None = None
+    throughput_per_s: float | None = None
+    peak_rss_bytes: float | None = None
+    artifact_bytes: float | None = None
+
+
+class _Report(BaseModel):
+    """What a comparison reads of a report."""
+
+    schema_version: int
+    rows: list[_Row]
+    targets_sha256: str
+    environment: dict[str, Any]
+    protocol: Any = None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text())
-        schema = int(report["schema_version"])
-        _ = [row["variant"] for row in report["rows"]], report["targets_sha256"], report["environment"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is no report ({type(error).__name__}: {error}); it is made by make bench") from None
-    if schema > REPORT_SCHEMA:
-        raise ReportError(f"{path} has report schema {schema}, this version reads up to {REPORT_SCHEMA}; update RecDistill")
-    return report
+        report = _Report.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ReportError(f"{path} is no report ({console.one_line(reason)}); one is made by make bench") from None
+    except (OSError, ContentError) as error:
+        raise ReportError(f"{path} is no report ({error}); one is made by make bench") from None
+    if report.schema_version > REPORT_SCHEMA:
+        raise ReportError(
+            f"{path} has report schema {report.schema_version}, this version reads up to {REPORT_SCHEMA}; update RecDistill"
+        )
+    return report.model_dump()
 
 
 def _warnings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -7,8 +7,8 @@ first. The manifest carries its own sha256.
 The life of one: everything is written into a hidden sibling, `.name.partial/`, which holds the key of what is being made, a
 `checkpoint/` folder and the `artifact/` folder. Files are fsynced, the manifest is written last, and `artifact/` is renamed to
 the final name, which therefore always holds a whole artefact. An interrupted stage finds its sibling again and goes on from
-the checkpoint alone; a sibling with another key is thrown away. A lock file beside it (`.name.lock`) keeps two processes from
-making the same artefact at once; the kernel releases it whatever ends the process.
+the checkpoint alone; the checkpoint of another key is dropped only when that is asked for. A lock file beside it
+(`.name.lock`) keeps two processes from making the same artefact at once; the kernel releases it whatever ends the process.
 """
 
 from __future__ import annotations
@@ -273,6 +273,8 @@ def make(
                 f"{out} was made differently ({_difference(out, key)}); pass --overwrite (OVERWRITE=1 with make) to replace "
                 "it, or choose another --runs folder"
             )
+        if not (remake or overwrite):
+            _refuse_to_drop(partial, key)
         console.say(f"making {out}")
         started = time.perf_counter()
         draft = _begin(partial, key)
@@ -298,6 +300,21 @@ def _refuse_to_replace(out: Path) -> None:
         found._refuse_extra()
     except ArtifactError as error:
         raise ArtifactError(f"{error}; they would be lost: move them away") from None
+
+
+def _refuse_to_drop(partial: Path, key: Mapping[str, Any]) -> None:
+    """Hours of another recipe's unfinished work are no less worth than a finished artefact."""
+    if not (partial / _KEY).is_file() or not any((partial / "checkpoint").glob("*")):
+        return
+    try:
+        other = _key_difference(json.loads((partial / _KEY).read_bytes()), key)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # a key that cannot be read can be gone on from by nobody
+    if other is not None:
+        raise ArtifactError(
+            f"{partial} holds the checkpoint of an unfinished run made differently ({other}); go on with that recipe, or pass "
+            "--overwrite (OVERWRITE=1 with make) to drop it"
+        )
 
 
 def _reused(out: Path, key: Mapping[str, Any]) -> Artifact | None:
@@ -481,11 +498,15 @@ def _difference(out: Path, key: Mapping[str, Any]) -> str | None:
         manifest = load(out).manifest
     except ArtifactError as error:
         return str(error)
+    return _key_difference(manifest, key)
+
+
+def _key_difference(there: Mapping[str, Any], key: Mapping[str, Any]) -> str | None:
     for name in ("kind", "schema_version", "seed"):
-        if manifest[name] != key[name]:
-            return f"{name}: {manifest[name]!r} there, {key[name]!r} now"
+        if there[name] != key[name]:
+            return f"{name}: {there[name]!r} there, {key[name]!r} now"
     for name in ("recipe", "inputs"):
-        old, new = _flatten(manifest[name]), _flatten(key[name])
+        old, new = _flatten(there[name]), _flatten(key[name])
         for entry in sorted(old.keys() | new.keys()):
             if old.get(entry) != new.get(entry):
                 if name == "inputs":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 
 ABSURD_BYTES = 1 << 42  # no honest file asks for 4 TiB at once, but a damaged header does
 _NO_MEMORY = re.compile(  # the last is said of an extension that let a failed allocation pass
@@ -51,18 +52,27 @@ def is_machine_error(error: BaseException) -> bool:
 
 def explain(error: BaseException, go_on: str) -> str | None:
     """One line for the user: what the machine or a library could not do; None for what can only be a mistake of ours."""
-    text = str(error).strip()
-    if lacks_memory(error):
-        return f"out of memory ({first_line(text, 'no details')}); lower a batch_size, or free some memory, then {go_on}"
-    if lacks_disk(error):
-        return f"the disk is full ({first_line(text)}); free some space, then {go_on}"
+    for cause in _causes(error):
+        said = first_line(str(cause), "no details")
+        if lacks_memory(cause):
+            return f"out of memory ({said}); lower a batch_size, or free some memory, then {go_on}"
+        if lacks_disk(cause):
+            return f"the disk is full ({said}); free some space, then {go_on}"
+    text = first_line(str(error))
     if isinstance(error, ImportError):
         return f"a library is missing ({text}); `make setup` installs all of them"
     if isinstance(error, OSError | RuntimeError):
         return f"{type(error).__name__}: {text}" if type(error) in (OSError, RuntimeError) else text
     if type(error).__module__.split(".")[0] in _LIBRARIES or not isinstance(error, Exception):
-        return f"{type(error).__name__}: {first_line(text)}"
+        return f"{type(error).__name__}: {text}"
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from: a library's own summary may hide what was lacking."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(text: str, default: str = "") -> str:

@@ -281,7 +281,7 @@ def _prove_gate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    artifact = _torch_pipeline(arguments).report()
+    artifact = _torch_pipeline(arguments).report(arguments.quick)
     print((artifact.path / "report.md").read_text())
     return {"stage": "bench", "path": str(artifact.path / "report.json"), **artifact.metrics}
 
@@ -291,6 +291,10 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
     artifact = load(arguments.artifact)
     artifact.verify()
+    if artifact.kind == "llm":  # may refer to a folder elsewhere
+        from distill.llm import llm_folder
+
+        llm_folder(artifact)
     print(f"{artifact.path}: {_described(artifact.digest, artifact.manifest)}")
     for line in _provenance(artifact.manifest["inputs"], artifact.ancestors, set()):
         print(line)

@@ -4,7 +4,7 @@
     RUNS/DATASET/data, popularity, item-knn, text
     RUNS/DATASET/seed-S/control-id, control-text, teacher, audit, targets, student
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt
-    RUNS/DATASET/report
+    RUNS/DATASET/report, report-quick
 
 Every method returns an artefact, making it (and what it needs) only if it is not there already.
 """
@@ -212,8 +212,8 @@ class Pipeline:
             self._seeded(seed, "student-trt"), "tensorrt", recipe, {"data": self.data, "onnx": exported}, build, seed
         )
 
-    def report(self) -> Artifact:
-        """Measure every variant anew: a report is never reused."""
+    def report(self, quick: bool = False) -> Artifact:
+        """Measure every variant anew: a report is never reused. A quick one lies beside the whole one."""
         from benchmark.report import Row, build_report
         from distill.text import load_text
 
@@ -233,7 +233,7 @@ class Pipeline:
             "text": self.text,
         }
         return make(
-            self.folder / "report",
+            self.folder / ("report-quick" if quick else "report"),
             "report",
             recipe=self._sections("benchmark"),
             inputs=inputs,

@@ -88,18 +88,31 @@ def test_failed_build_leaves_nothing_under_the_final_name_and_can_go_on(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_leftovers_of_another_recipe_are_not_resumed(tmp_path: Path) -> None:
+def test_unfinished_work_of_another_recipe_is_not_dropped_unasked(tmp_path: Path) -> None:
     def interrupted(draft: Draft) -> None:
         (draft.checkpoint / "state").write_text("half")
         raise KeyboardInterrupt
 
+    def not_resumed(draft: Draft) -> None:
+        assert not (draft.checkpoint / "state").exists()
+        build(draft)
+
     with pytest.raises(KeyboardInterrupt):
         make_one(tmp_path / "a", build=interrupted)
-    make_one(
-        tmp_path / "a",
-        {"size": 9},
-        build=lambda draft: (build(draft), pytest.fail("resumed") if (draft.checkpoint / "state").exists() else None)[0],
-    )
+    with pytest.raises(ArtifactError, match=r"unfinished run made differently \(size: 1 there, 9 now\).*--overwrite"):
+        make_one(tmp_path / "a", {"size": 9})
+    assert (tmp_path / ".a.partial" / "checkpoint" / "state").read_text() == "half"
+    make_one(tmp_path / "a", {"size": 9}, build=not_resumed, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("key", [b"", b"[]", b"{}", b"{", b'{"kind": "thing"}'])
+def test_leftovers_that_nobody_can_go_on_from_are_thrown_away(tmp_path: Path, key: bytes) -> None:
+    (tmp_path / ".a.partial" / "checkpoint").mkdir(parents=True)
+    (tmp_path / ".a.partial" / "checkpoint" / "state").write_text("half")
+    (tmp_path / ".a.partial" / "key.json").write_bytes(key)
+    make_one(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_failed_overwrite_keeps_the_old(tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sha256" in capsys.readouterr().err
 
 
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
@@ -107,6 +112,12 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, r"the disk is full .*runs/x"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'"),
         (ModuleNotFoundError("No module named 'optimum'"), 1, "a library is missing"),
+        (
+            _caused(RuntimeError("Failed to export.\nSee above."), MemoryError("Unable to allocate 1 GiB")),
+            1,
+            "out of memory .*1 GiB",
+        ),
+        (RuntimeError("Failed to export.\nSee above."), 1, "RuntimeError: Failed to export.$"),
         (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
         (cli.Terminated(), 143, "goes on from the last checkpoint"),
     ],
@@ -182,8 +193,8 @@ SLEEPING = """
 import os, sys, time
 from recdistill.supervisor import supervised
 def work():
-    print(os.getpid(), flush=True)
     try:
+        print(os.getpid(), flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         return 130

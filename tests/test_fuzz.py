@@ -1,10 +1,11 @@
-"""Every parser of data and recipes on what hypothesis makes up: a named error or a clean result, and never a traceback.
+"""Every parser (data, recipes, artefacts, archives, reports) on what hypothesis makes up: a named error or a clean result.
 
-`make torture` runs the same properties for 100,000 cases (RECDISTILL_FUZZ_CASES is the number for each property).
+Never a traceback. `make torture` runs the same properties for 100,000 cases (RECDISTILL_FUZZ_CASES is the number for each).
 """
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -16,12 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
+from benchmark.compare import ReportError, compare, to_text
+from benchmark.gate import prove
+from benchmark.gate.revision import UsageError
+from foundation.archive import ArchiveError, lines, open_zip, read_bytes, read_member
 from foundation.artifact import MANIFEST, ArtifactError, Draft, load
+from foundation.content import ContentError, check_content
 from foundation.recipe import RecipeError, load_recipe
 from recdistill.recipe import Recipe
 from recommender.cleaning import write_dataset
@@ -279,3 +287,127 @@ def test_any_manifest(content: bytes) -> None:
         (Path(folder) / MANIFEST).write_bytes(content)
         with pytest.raises(ArtifactError):
             load(folder)
+
+
+def is_accepted_or_refused(name: str, content: bytes) -> None:
+    """By the check of what an artefact may hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            check_content(path)
+        except ContentError as error:
+            one_line(error)
+
+
+def damaged(content: bytes, at: int, flip: int, cut: bool) -> bytes:
+    at %= len(content)
+    return content[:at] if cut else content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
+
+
+DAMAGE = (st.integers(0, 10**6), st.integers(1, 255), st.booleans())
+TENSORS = save({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float16), "c": np.arange(3)})
+GRAPH = onnx.parser.parse_model(
+    """<ir_version: 10, opset_import: ["" : 21]>
+    g (int64[B, L] history) => (int64[B, L] out) <float[2] w = {1.0, 2.0}, int64 one = {1}> { out = Add(history, one) }"""
+).SerializeToString()
+
+
+@FUZZ
+@given(st.sampled_from(["x.safetensors", "x.onnx", "x.json", "x.txt", "x.engine"]), st.binary(max_size=400))
+def test_any_bytes_in_an_artefact(name: str, content: bytes) -> None:
+    is_accepted_or_refused(name, content)
+
+
+@FUZZ
+@given(*DAMAGE)
+def test_damaged_weights(at: int, flip: int, cut: bool) -> None:
+    is_accepted_or_refused("x.safetensors", damaged(TENSORS, at, flip, cut))
+
+
+@FUZZ
+@given(*DAMAGE)
+def test_a_damaged_graph(at: int, flip: int, cut: bool) -> None:
+    is_accepted_or_refused("x.onnx", damaged(GRAPH, at, flip, cut))
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]) | TEXTS, JSON, max_size=3), st.binary(max_size=40))
+def test_any_header_of_weights(header: dict, data: bytes) -> None:
+    text = json.dumps(header).encode()
+    is_accepted_or_refused("x.safetensors", len(text).to_bytes(8, "little") + text + data)
+
+
+@FUZZ
+@given(st.sampled_from(["x.gz", "x.zip"]), st.none() | st.tuples(*DAMAGE), st.binary(max_size=300))
+def test_any_archive(name: str, damage: tuple | None, content: bytes) -> None:
+    if damage is not None:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", content)
+        content = damaged(stream.getvalue() if name == "x.zip" else gzip.compress(content), *damage)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            if name == "x.gz":
+                assert read_bytes(path) == b"".join(lines(path))
+            else:
+                with open_zip(path) as archive:
+                    for member in archive.namelist():
+                        read_member(archive, member)
+        except ArchiveError as error:
+            one_line(error)
+
+
+REPORT = {
+    "schema_version": 1,
+    "rows": [{"variant": "student", "ndcg_at_10": 0.1, "latency_p50_s": 0.001, "peak_rss_bytes": 1}],
+    "targets_sha256": "0" * 64,
+    "environment": {"cpu": "x"},
+}
+RUN = {"slowdown": 0.0, "budget": 1.05, "hog": False, "verdict": "PASS", "seconds": 1.0, "groups": 5, "faster": False}
+RUN |= {"ratios": {"latency_p50": 1.0}, "reason": "", "naive_ratio": 1.0}
+
+
+def changed(document: Any, key: int, value: Any) -> Any:
+    """The document with another value at one of its places."""
+    places = [
+        (holder, name) for holder in holders(document) for name in (holder if isinstance(holder, dict) else range(len(holder)))
+    ]
+    holder, name = places[key % len(places)]
+    holder[name] = value
+    return document
+
+
+def holders(value: Any) -> list[Any]:
+    if not isinstance(value, dict | list):
+        return []
+    inner = value.values() if isinstance(value, dict) else value
+    return [value, *(found for entry in inner for found in holders(entry))]
+
+
+@FUZZ
+@given(st.integers(0, 100), JSON)
+def test_any_report(key: int, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = Path(folder) / "one.json", Path(folder) / "other.json"
+        one.write_text(json.dumps(changed(copy.deepcopy(REPORT), key, value)))
+        other.write_text(json.dumps(REPORT))
+        for pair in ((one, other), (other, one)):
+            try:
+                to_text(compare(*pair))
+            except ReportError as error:
+                one_line(error)
+
+
+@FUZZ
+@given(st.integers(0, 100), JSON)
+def test_any_ledger_of_the_gate(key: int, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gate.json"
+        path.write_text(json.dumps(changed({"gate_sha256": "x", "runs": [dict(RUN)]}, key, value)))
+        try:
+            prove.summary(prove._begin(path, "x")["runs"])
+        except UsageError as error:
+            one_line(error)

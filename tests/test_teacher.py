@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.evaluation import Validator
 from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
@@ -20,6 +21,7 @@ from distill.text import _encode_resumably, build_text, encode, load_text, promp
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
+from recdistill.cli import main
 from recommender.config import OptimSection
 from recommender.split import Sequences
 from recommender.windows import TrainingWindows
@@ -140,6 +142,15 @@ def test_changed_llm_folder_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "source" / "config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has changed since"):
         load_body(llm)
+
+
+def test_inspect_follows_an_llm_to_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llm = make_llm(tmp_path, "llama")
+    assert main(["inspect", str(llm.path)]) == 0
+    (tmp_path / "source" / "model.safetensors").rename(tmp_path / "elsewhere")
+    distill.llm._verified.clear()
+    assert main(["inspect", str(llm.path)]) == 2
+    assert "is gone or has changed" in capsys.readouterr().err
 
 
 def test_prompts() -> None:

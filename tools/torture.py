@@ -141,6 +141,13 @@ def chain(work: Path, runs: Path, stages: tuple[list[str], ...] = CHAIN) -> int:
     return next((code for stage in stages if (code := recdistill([*stage, *options]))), 0)
 
 
+def watched_chain(work: Path, runs: Path) -> int:
+    """The chain in a process that is watched over, as the command is."""
+    from recdistill.supervisor import supervised
+
+    return supervised(lambda: chain(work, runs), "the same command goes on")
+
+
 def killed_after(seconds: float, number: int, run: Callable[[], Any]) -> bool:
     """Whether the process had to be killed (by signal `number`) because it was not through after `seconds`."""
     with tempfile.TemporaryFile() as log:
@@ -405,33 +412,38 @@ def cases(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The chain under limits of address space, from too little to enough: it ends by itself, and then comes through."""
-    expected, ends = peaceful(work), {}
+    """The chain under limits of address space, from too little to enough: it ends and says why, and then comes through."""
+    expected, ends, unnamed = peaceful(work), {}, []
     runs = work / "memory"
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for extra in (1 << 20, 16 << 20, 64 << 20, 128 << 20, 256 << 20, 512 << 20):
-        code, said = forked(lambda: chain(work, runs), limit_bytes=used + extra)
-        ends[f"+{extra >> 20} MiB"] = f"{code}: {said.strip().splitlines()[-1][:160] if said.strip() else ''}"
+        code, said = forked(lambda: watched_chain(work, runs), limit_bytes=used + extra)
+        ends[f"+{extra >> 20} MiB"] = end = f"{code}: {_last_line(said)}"
+        if code and ("f memory" not in end or "Traceback" in said):
+            unnamed.append(end)
         in_child(lambda: artefacts(runs) if runs.exists() else {})
     code, said = forked(lambda: chain(work, runs))
     assert code == 0, said[-3000:]
     return {
         "memory_ends": ends,
+        "memory_unnamed": unnamed,
         "memory_equal": all(_same(in_child(lambda: artefacts(runs)), expected, name) for name in expected),
     }
 
 
 def disk(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The chain on ever larger file systems in memory, from too small to enough (needs the right to mount one)."""
-    expected, ends, mount = peaceful(work), {}, work / "mount"
+    expected, ends, unnamed, mount = peaceful(work), {}, [], work / "mount"
     mount.mkdir()
     for size in ("256k", "1m", "2m", "4m", "8m", "64m"):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], capture_output=True, text=True)
         if mounted.returncode:
             return {"disk_ends": f"not run: {mounted.stderr.strip()}"}
         try:
-            code, said = forked(lambda: chain(work, mount / "runs"))
-            ends[size] = f"{code}: {said.strip().splitlines()[-1][:160]}"
+            code, said = forked(lambda: watched_chain(work, mount / "runs"))
+            ends[size] = end = f"{code}: {_last_line(said)}"
+            if code and ("the disk is full" not in end or "Traceback" in said):
+                unnamed.append(end)
             found = in_child(lambda: artefacts(mount / "runs"))
             assert all(_same(found, expected, name) for name in found), f"{size}: an artefact is not as it should be"
             subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
@@ -441,7 +453,11 @@ def disk(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             assert all(_same(found, expected, name) for name in expected) and not leftovers(mount / "runs"), size
         finally:
             subprocess.run(["umount", mount], check=True)
-    return {"disk_ends": ends, "disk_resumed_equal": len(ends)}
+    return {"disk_ends": ends, "disk_unnamed": unnamed, "disk_resumed_equal": len(ends)}
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or [""])[-1][:160]
 
 
 PHASES = {

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import beta
 
 from benchmark.environment import environment
@@ -31,9 +32,11 @@ from benchmark.gate.checkpoint import drawn_checkpoint
 from benchmark.gate.command import REPOSITORY
 from benchmark.gate.config import GateSection
 from benchmark.gate.measure import HISTORY_LENGTH, Side, typical_time
-from benchmark.gate.revision import exported
+from benchmark.gate.revision import UsageError, exported
 from foundation import console
 from foundation.artifact import write_atomically
+from foundation.content import ContentError, read_json
+from foundation.failure import first_line
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.ranking import pad_left
@@ -51,6 +54,28 @@ class Kind:
     slowdown: float
     budget: float
     hog: bool
+
+
+class _Run(BaseModel):
+    """One run in the ledger."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    slowdown: float
+    budget: float
+    hog: bool
+    verdict: Literal["PASS", "FAIL", "UNFIT", "UNCLEAR"]
+    seconds: float
+    groups: int
+    ratios: dict[Literal["latency_p50", "throughput_time"], float]
+    faster: bool
+    reason: str
+    naive_ratio: float = 0.0  # of A/A runs alone
+
+
+class _Ledger(BaseModel):
+    gate_sha256: str
+    runs: list[_Run]
 
 
 PLAN = {
@@ -162,10 +187,16 @@ def _key(shape: StudentSection, section: GateSection) -> str:
 
 
 def _begin(ledger_file: Path, key: str) -> dict[str, Any]:
-    found = json.loads(ledger_file.read_text()) if ledger_file.exists() else {}
-    if found and found.get("gate_sha256") != key:
-        console.say(f"{ledger_file} is of another gate; a new one begins")
-    return found if found.get("gate_sha256") == key else {"gate_sha256": key, "runs": []}
+    if not ledger_file.exists():
+        return {"gate_sha256": key, "runs": []}
+    try:
+        found = _Ledger.model_validate(read_json(ledger_file))
+    except (ContentError, ValidationError) as error:
+        raise UsageError(f"{ledger_file} is no ledger of the gate ({first_line(str(error))}); move it away") from None
+    if found.gate_sha256 == key:
+        return {"gate_sha256": key, "runs": [run.model_dump(exclude_unset=True) for run in found.runs]}
+    console.say(f"{ledger_file} is of another gate; a new one begins")
+    return {"gate_sha256": key, "runs": []}
 
 
 def _write(ledger: dict[str, Any], ledger_file: Path) -> None:

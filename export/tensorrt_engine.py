@@ -19,7 +19,7 @@ from foundation import console
 from foundation.artifact import Artifact, Draft
 from recommender.runtimes import GRAPH
 from recommender.runtimes.onnxruntime import OnnxRecommender
-from recommender.runtimes.tensorrt import TensorRTRecommender, TensorRTUnavailable, import_tensorrt
+from recommender.runtimes.tensorrt import TensorRTRecommender, TensorRTUnavailable, import_tensorrt, keeping_log
 from recommender.split import Sequences
 
 LOCAL = "local"
@@ -54,10 +54,10 @@ def build_engines(exported: Artifact, sequences: Sequences, section: ExportSecti
 
 def build_engine(trt: ModuleType, graph: Path, section: ExportSection, target: str) -> bytes:
     """The serialized engine of an ONNX graph for `target` ("sm89", or "local" for the GPU at hand)."""
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder: Any = trt.Builder(logger)
+    log = keeping_log(trt)
+    builder: Any = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
     if not parser.parse(graph.read_bytes()):
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise EngineError(f"TensorRT cannot parse {graph}: {reasons}")
@@ -70,7 +70,7 @@ def build_engine(trt: ModuleType, graph: Path, section: ExportSection, target: s
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"TensorRT could not build {graph} for {target}; its log above says why")
+        raise EngineError(f"TensorRT could not build {graph} for {target}: {log.reason()}")
     return bytes(plan)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 ABSURD_BYTES = 1 << 42  # no honest file asks for 4 TiB at once, but a damaged header does
 _NO_MEMORY = re.compile(  # the last is said of an extension that let a failed allocation pass
     r"can(?:'t|not) allocate memory|out of memory|std::bad_alloc|failed to allocate memory|failed to map segment|"
-    r"can't start new thread|cannot enable executable stack|_ALLOC_FAILED|memory allocation of \d+ bytes failed|"
+    r"can't start new thread|exception Resource temporarily unavailable|"
+    r"cannot enable executable stack|_ALLOC_FAILED|memory allocation of \d+ bytes failed|"
     r"memory allocation still failed|returned NULL without setting an exception",
     re.IGNORECASE,
 )

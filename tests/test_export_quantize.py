@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -168,13 +170,26 @@ def test_every_graph_quantizer_has_a_contract_test() -> None:
 
 def test_error_falls_with_bits(exported: Artifact, student: Student, tmp_path: Path) -> None:
     history_BL = np.random.default_rng(0).integers(1, NUM_ITEMS, (50, 12))
-    exact = dict(zip(*(row[0] for row in StudentRecommender(student).recommend(history_BL[:1], NUM_ITEMS - 12)), strict=True))
+    exact = [dict(zip(*row, strict=True)) for row in zip(*StudentRecommender(student).recommend(history_BL, 300), strict=True)]
     errors = []
     for method in (quantize.dynamic_int8, quantize.weight_only_int4):
         onnx.save(method.quantize(onnx.load(exported.file(GRAPH)), QuantizeSection()), tmp_path / "q.onnx")
-        index_BK, score_BK = OnnxRecommender(tmp_path / "q.onnx").recommend(history_BL[:1], 20)
-        errors.append(np.mean([abs(exact[i] - s) for i, s in zip(index_BK[0], score_BK[0], strict=True)]))
-    assert 0 < errors[0] < errors[1]
+        index_BK, score_BK = OnnxRecommender(tmp_path / "q.onnx").recommend(history_BL, 20)
+        rows = zip(exact, index_BK, score_BK, strict=True)
+        errors.append(np.mean([abs(scores[i] - s) for scores, *row in rows for i, s in zip(*row, strict=True)]))
+    assert 0 < 2 * errors[0] < errors[1]
+
+
+def test_int8_weights_cannot_saturate(exported_graph: onnx.ModelProto) -> None:
+    """Two products of 7-bit weights and 8-bit activations fit 16 bits, which is all that AVX2 without VNNI has."""
+    quantized = quantize.dynamic_int8.quantize(exported_graph, QuantizeSection())
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in quantized.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8
+    ]
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim == 2)
+    assert largest > 32 and 2 * largest * 255 < 2**15
 
 
 @pytest.mark.parametrize("method", GRAPH_METHODS)
@@ -212,6 +227,32 @@ def test_tensorrt_unknown_target_names_the_known(exported: Artifact) -> None:
     if flavour == "tensorrt_rtx":
         with pytest.raises(EngineError, match=r"sm90.*sm120.*Hopper"):
             build_engine(trt, exported.file(GRAPH), SECTION, "sm90")
+
+
+LOW_ON_MEMORY = """
+import resource, sys
+from pathlib import Path
+from export.config import ExportSection
+from export.tensorrt_engine import build_engine
+from foundation.failure import lacks_memory
+from recommender.runtimes.tensorrt import import_tensorrt
+trt, _ = import_tensorrt()
+build_engine(trt, Path(sys.argv[1]), ExportSection(), "sm89")
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (32 << 20), resource.RLIM_INFINITY))
+try:
+    build_engine(trt, Path(sys.argv[1]), ExportSection(), "sm89")
+except Exception as error:
+    sys.exit(0 if lacks_memory(error) else str(error))
+"""
+
+
+def test_tensorrt_says_that_memory_is_lacking(exported: Artifact) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is published for Linux on x86-64 only")
+    done = subprocess.run(
+        [sys.executable, "-c", LOW_ON_MEMORY, exported.file(GRAPH)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")

@@ -34,6 +34,24 @@ def import_tensorrt() -> tuple[ModuleType, str]:
     )
 
 
+def keeping_log(trt: ModuleType) -> Any:
+    """A logger that keeps what TensorRT reports as an error, in `errors`, for the exception to say."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:  # the name is part of the interface
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(msg)
+
+        def reason(self) -> str:
+            return self.errors[0] if self.errors else "it gives no reason"
+
+    return Log()
+
+
 class TensorRTRecommender:
     """An engine as a recommender."""
 
@@ -43,10 +61,11 @@ class TensorRTRecommender:
         if not torch.cuda.is_available():
             raise TensorRTUnavailable(f"{engine} needs a CUDA device to run; it was built, not run")
         self.trt, self.flavour = import_tensorrt()
-        self.engine = self.trt.Runtime(self.trt.Logger(self.trt.Logger.ERROR)).deserialize_cuda_engine(engine.read_bytes())
+        self.log = keeping_log(self.trt)
+        self.engine = self.trt.Runtime(self.log).deserialize_cuda_engine(engine.read_bytes())
         if self.engine is None:
             raise TensorRTUnavailable(
-                f"{engine} does not load on {torch.cuda.get_device_name()}; build it on, or for, this device"
+                f"{engine} does not load on {torch.cuda.get_device_name()} ({self.log.reason()}); build it for this device"
             )
         self.context = self.engine.create_execution_context()
         self.k = self.engine.get_tensor_shape("item_index")[1]
@@ -66,7 +85,7 @@ class TensorRTRecommender:
             self.context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.current_stream()
         if not self.context.execute_async_v3(stream.cuda_stream):
-            raise RuntimeError("TensorRT refused to run the engine; see its log above")
+            raise RuntimeError(f"TensorRT refused to run the engine: {self.log.reason()}")
         stream.synchronize()
         index_BK, score_BK = outputs["item_index"].long().cpu().numpy(), outputs["score"].float().cpu().numpy()
         return index_BK[:, :k], score_BK[:, :k]

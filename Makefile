@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench bench-full check-latency prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
+.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,14 @@ BASE ?= origin/main
 check-latency: setup ## the latency gate: is this checkout slower than BASE (a git revision, or an artefact beside HEAD=DIR)?
 	$(RECDISTILL) bench check-latency "$(BASE)" $(OPTIONS) $(if $(HEAD),--head "$(HEAD)") $(if $(JUNIT),--junit "$(JUNIT)") \
 	    $(if $(HISTORY),--history "$(HISTORY)")
+
+$(VENV)-drift/.installed: tools/drift.txt
+	$(PYTHON) -m venv $(VENV)-drift
+	$(VENV)-drift/bin/python -m pip install --quiet --requirement tools/drift.txt
+	touch $@
+
+drift: $(VENV)-drift/.installed ## slow drift over many checks: change points in HISTORY=FILE (BASE_NAME: another base than the last)
+	$(VENV)-drift/bin/python tools/drift.py "$(HISTORY)" $(if $(BASE_NAME),--base "$(BASE_NAME)")
 
 prove-gate: setup ## how often the gate is right (hours; goes on where it was interrupted)
 	$(RECDISTILL) bench prove-gate $(OPTIONS)
@@ -111,4 +119,4 @@ peer-gptq: $(VENV)-peers/.installed ## optimum's GPTQ for the teacher, as a peer
 	$(VENV)-peers/bin/python tools/peer_gptq.py $(FOLDER)
 
 clean: ## delete the environment and all runs
-	rm -rf $(VENV) $(VENV)-peers $(RUNS)
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-drift $(RUNS)

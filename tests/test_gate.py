@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,21 +11,22 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 
 import benchmark.gate.check as check_module
 from benchmark.gate import prove
 from benchmark.gate.check import Verdict, check, check_time
 from benchmark.gate.checkpoint import drawn_checkpoint
-from benchmark.gate.command import REPOSITORY, Asked, check_latency
+from benchmark.gate.command import REPOSITORY, Asked, check_latency, not_compared
 from benchmark.gate.config import Budgets, GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
 from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side, measure
 from benchmark.gate.revision import UsageError, checked_out, exported, resolve
 from benchmark.gate.verdict import Finding, estimate, holm, judge, unfit
 from export.config import ExportSection
-from export.onnx_graph import build_onnx
-from foundation.artifact import make
+from export.onnx_graph import ITEM_IDS, build_onnx
+from foundation.artifact import Unavailable, make
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.ranking import pad_left
@@ -225,8 +227,6 @@ def test_a_side_that_cannot_be_served_is_named(tmp_path: Path) -> None:
 def test_another_ranking_is_an_accuracy_failure(
     served: tuple[Side, Sequences], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnx
-
     side, sequences = served
     model = onnx.load(side.graph)
     table = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -316,7 +316,7 @@ make(Path(sys.argv[4]), "onnx", recipe={{}}, inputs={{}}, build=lambda d: onnx.s
 """
         (checkout / "recdistill" / "__init__.py").touch()
         (checkout / "recdistill" / "cli.py").write_text(cli)
-        sizes.append(exported(checkout, sys.executable, student.path, data.path, out).stat().st_size)
+        sizes.append(exported("base", checkout, sys.executable, student.path, data.path, out).stat().st_size)
     assert sizes[1] > sizes[0] + 300
 
 
@@ -344,6 +344,56 @@ def test_artefacts_are_compared_with_each_other(
     assert "Latency gate: PASS" in (tmp_path / "summary.md").read_text()
     assert json.loads((tmp_path / "history.jsonl").read_text())["verdict"] == "PASS"
     assert "PASS: every metric is within its budget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "verdict", "mark"), [("head", 1, "FAIL", "failure"), ("base", 3, "UNFIT", "skipped")]
+)
+def test_a_side_that_does_not_run_fails_where_it_is_the_head(
+    served: tuple[Side, Sequences],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    code: int,
+    verdict: str,
+    mark: str,
+) -> None:
+    whole = served[0].graph.parent
+
+    def build(draft) -> None:
+        model = onnx.load(whole / GRAPH)
+        model.graph.node[-1].domain = "of.another.runtime"  # a valid graph that this one cannot open
+        model.opset_import.append(onnx.helper.make_opsetid("of.another.runtime", 1))
+        onnx.save(model, draft.path / GRAPH)
+        shutil.copyfile(whole / ITEM_IDS, draft.path / ITEM_IDS)
+
+    bad = make(tmp_path / "broken", "onnx", recipe={}, inputs={}, build=build).path
+    sides = {"head": whole, "base": whole} | {broken: bad}
+    asked = Asked(str(sides["base"]), head=str(sides["head"]), junit=tmp_path / "j.xml", history=tmp_path / "h.jsonl")
+    found_code, found = check_latency(asked, SHAPE, QUICK, tmp_path / "work")
+    assert (found_code, found["verdict"]) == (code, verdict)
+    assert f"{bad} cannot serve" in found["reason"]
+    case = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    assert case.get("name") == "served" and case.find(mark) is not None
+    assert f"{verdict}: {bad} cannot serve" in capsys.readouterr().out.splitlines()[-1]
+    assert json.loads((tmp_path / "h.jsonl").read_text())["metrics"] == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (GateError("this checkout", "cannot export the checkpoint: error: no such option"), Verdict.FAIL),
+        (GateError("main (abc)", "cannot export the checkpoint: error: no such option"), Verdict.UNFIT),
+        (GateError("this checkout", "cannot export the checkpoint: failed: out of memory (std::bad_alloc)"), Verdict.UNFIT),
+        (GateError("this checkout", "cannot serve g: OSError: [Errno 28] No space left on device"), Verdict.UNFIT),
+        (Unavailable("the environment of main cannot be made"), Verdict.UNFIT),
+    ],
+)
+def test_whose_fault_it_is_that_nothing_was_compared(error: GateError | Unavailable, verdict: Verdict) -> None:
+    outcome = not_compared(error, "this checkout")
+    assert (outcome.verdict, outcome.reason) == (verdict, str(error))
+    assert str(error) in text(outcome, "this checkout", "main (abc)")
+    assert f"| served | {'FAIL' if verdict is Verdict.FAIL else '?'} | {error} |" in markdown(outcome, "h", "b")
 
 
 # --- the proof

@@ -6,19 +6,21 @@ import json
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.gate.check import Outcome, check
+from benchmark.gate.check import Outcome, Verdict, check
 from benchmark.gate.checkpoint import drawn_checkpoint
 from benchmark.gate.config import GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
-from benchmark.gate.measure import Side
+from benchmark.gate.measure import GateError, Side
 from benchmark.gate.revision import NoGate, UsageError, checked_out, exported, python_of, require_gate, resolve
 from export.onnx_graph import ITEM_IDS
 from foundation import console
-from foundation.artifact import MANIFEST, Artifact, load, write_atomically
+from foundation.artifact import MANIFEST, Artifact, Unavailable, load, write_atomically
+from foundation.failure import is_machine_error
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.runtimes import GRAPH
@@ -55,37 +57,54 @@ def check_latency(asked: Asked, shape: StudentSection, section: GateSection, wor
     users = sequences.evaluated_users
     histories = [sequences.history(u, "test") for u in users]
     targets = sequences.targets(users, "test") if asked.student else None
-    try:
-        base, head = _sides(asked, student, data, work)
-    except NoGate as error:
-        console.say(f"warning: {error}; nothing is compared")
-        return 0, {"verdict": "NO BASE", "reason": str(error)}
     for file in (asked.junit, asked.history):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-    console.say(f"measuring {head.name} against {base.name}: {section.groups} to {section.max_groups} groups of processes")
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        outcome = check(head, base, histories, targets, Path(folder), section)
-    _publish(asked, outcome, head.name, base.name)
-    return outcome.verdict.exit_code, {"head": head.name, "base": base.name, **figures(outcome)}
+    head_name, base_name = _names(asked)
+    try:
+        base, head = _sides(asked, student, data, work)
+        console.say(f"measuring {head.name} against {base.name}: {section.groups} to {section.max_groups} groups of processes")
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            outcome = check(head, base, histories, targets, Path(folder), section)
+    except NoGate as error:
+        console.say(f"warning: {error}; nothing is compared")
+        return 0, {"verdict": "NO BASE", "reason": str(error)}
+    except (GateError, Unavailable) as error:
+        outcome = not_compared(error, head_name)
+    _publish(asked, outcome, head_name, base_name)
+    return outcome.verdict.exit_code, {"head": head_name, "base": base_name, **figures(outcome)}
+
+
+def not_compared(error: GateError | Unavailable, head: str) -> Outcome:
+    """A head that cannot be exported or served has failed; a base that cannot, or a machine, leaves nothing to judge by."""
+    by_head = isinstance(error, GateError) and error.side == head and not is_machine_error(error)
+    return Outcome(Verdict.FAIL if by_head else Verdict.UNFIT, [], {}, str(error), groups=0, seconds=0.0)
+
+
+def _names(asked: Asked) -> tuple[str, str]:
+    """(head, base) as they are shown."""
+    if _is_artefact(asked.base):
+        if not asked.head:
+            raise UsageError(f"{asked.base} is an artefact; name the one to compare with it: --head DIR (HEAD=DIR with make)")
+        return asked.head, asked.base
+    return "this checkout", f"{asked.base} ({resolve(asked.base, REPOSITORY)[:12]})"
 
 
 def _sides(asked: Asked, student: Artifact, data: Artifact, work: Path) -> tuple[Side, Side]:
     """(base, head)"""
+    head_name, base_name = _names(asked)
     if _is_artefact(asked.base):
-        if not asked.head:
-            raise UsageError(f"{asked.base} is an artefact; name the one to compare with it: --head DIR (HEAD=DIR with make)")
-        return _artefact_side(Path(asked.base)), _artefact_side(Path(asked.head))
-    commit = resolve(asked.base, REPOSITORY)
-    checkout = checked_out(commit, REPOSITORY, work)
+        base_graph, head_graph = (load(Path(folder).resolve()).file(GRAPH) for folder in (asked.base, asked.head))
+        return Side(base_name, base_graph, REPOSITORY), Side(head_name, head_graph, REPOSITORY)
+    checkout = checked_out(resolve(asked.base, REPOSITORY), REPOSITORY, work)
     require_gate(checkout)
-    python = python_of(checkout, REPOSITORY)
-    graphs = {}
-    for name, folder, interpreter in (("base", checkout, python), ("head", REPOSITORY, python_of(REPOSITORY, REPOSITORY))):
-        console.say(f"exporting the checkpoint with {name} ({folder.name})")
-        graphs[name] = exported(folder, interpreter, student.path, data.path, work / f"graph-{name}")
-    base = Side(f"{asked.base} ({commit[:12]})", graphs["base"], checkout, python)
-    return base, Side("this checkout", graphs["head"], REPOSITORY)
+    made = []
+    for key, name, folder in (("base", base_name, checkout), ("head", head_name, REPOSITORY)):
+        console.say(f"exporting the checkpoint with {name}")
+        python = python_of(folder, REPOSITORY)
+        graph = exported(name, folder, python, student.path, data.path, work / f"graph-{key}")
+        made.append(Side(name, graph, folder, python))
+    return made[0], made[1]
 
 
 def _is_artefact(base: str) -> bool:
@@ -97,8 +116,11 @@ def _num_items(base: str) -> int:
     return len(json.loads(load(Path(base)).file(ITEM_IDS).read_text())) if _is_artefact(base) else 0
 
 
-def _artefact_side(folder: Path) -> Side:
-    return Side(str(folder), load(folder.resolve()).file(GRAPH), REPOSITORY)
+def _commit() -> str:
+    """What is checked out, for the history; "" outside of a git repository."""
+    with suppress(UsageError, Unavailable):
+        return resolve("HEAD", REPOSITORY)[:12]
+    return ""
 
 
 def _publish(asked: Asked, outcome: Outcome, head: str, base: str) -> None:
@@ -109,6 +131,7 @@ def _publish(asked: Asked, outcome: Outcome, head: str, base: str) -> None:
         with Path(summary).open("a") as stream:
             stream.write(markdown(outcome, head, base))
     if asked.history:
-        line = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "head": head, "base": base, **figures(outcome)}
+        when = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": _commit()}
+        line = when | {"head": head, "base": base, **figures(outcome)}
         with asked.history.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

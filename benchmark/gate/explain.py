@@ -31,7 +31,9 @@ class Line:
 
 
 def lines(outcome: Outcome) -> Iterator[Line]:
-    """Every gated metric."""
+    """Every gated metric; where nothing could be compared, one line that says so."""
+    if not outcome.groups:
+        yield Line("served", "FAIL" if outcome.verdict is Verdict.FAIL else "?", outcome.reason, "both must be served")
     for entry in outcome.judged:
         found = f"{entry.estimate.ratio:.3f} [{entry.estimate.low:.3f}, {entry.estimate.high:.3f}]"
         yield Line(entry.metric, _WORDS[entry.finding], found, f"at most {entry.budget:.2f}", "faster" if entry.faster else "")
@@ -42,6 +44,8 @@ def lines(outcome: Outcome) -> Iterator[Line]:
 
 def text(outcome: Outcome, head: str, base: str) -> str:
     """One screen: head / base of every metric, the machine's own noise, the verdict and what to do."""
+    if not outcome.groups:
+        return f"{head} against {base}: nothing could be compared\n{outcome.verdict.name}: {outcome.reason}"
     shown = [f"{head} against {base}: ratios head / base [95% interval]"]
     for line in lines(outcome):
         shown.append(f"  {line.word:<5}{line.metric:<17}{line.found:<24}{line.allowed:<14}{line.note}".rstrip())
@@ -58,7 +62,8 @@ def markdown(outcome: Outcome, head: str, base: str) -> str:
     """The same as a table."""
     rows = [f"| {line.metric} | {line.word} | {line.found} | {line.allowed} | {line.note} |" for line in lines(outcome)]
     table = "\n".join(["| metric | | head / base | allowed | |", "|---|---|---|---|---|", *rows])
-    return f"### Latency gate: {outcome.verdict.name}\n\n`{head}` against `{base}`. {_ADVICE[outcome.verdict]}.\n\n{table}\n"
+    advice = _ADVICE[outcome.verdict] if outcome.groups else "nothing could be compared"
+    return f"### Latency gate: {outcome.verdict.name}\n\n`{head}` against `{base}`. {advice}.\n\n{table}\n"
 
 
 def junit(outcome: Outcome) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,11 @@ _LIMIT_S = 120
 
 
 class GateError(RuntimeError):
-    """A side of the comparison that cannot be served; the message says which and why."""
+    """A side of the comparison that cannot be exported or served; the message says which and why."""
+
+    def __init__(self, side: str, reason: str) -> None:
+        super().__init__(f"{side} {reason}")
+        self.side = side
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,12 @@ def _group(head: Side, base: Side, histories: Path, section: GateSection, number
 
 class _Process:
     def __init__(self, side: Side, process: subprocess.Popen[str], said: IO[str]) -> None:
-        self.side, self.process, self.said = side, process, said
+        self.side, self.process, self.said, self.hung = side, process, said, False
 
     def ask(self, request: str = "") -> dict[str, Any]:
         """The answer to a request; the first, to none, says that the graph is open. Without one in time the process ends."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        watchdog = threading.Timer(_LIMIT_S, self.process.kill)
+        watchdog = threading.Timer(_LIMIT_S, self._give_up)
         watchdog.start()
         try:
             if request:
@@ -123,13 +128,28 @@ class _Process:
                 self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            self.process.kill()
-            self.said.seek(0)
-            said = self.said.read().strip().splitlines()
-            reason = said[-1] if said else f"it said nothing, or nothing within {_LIMIT_S} s"
-            raise GateError(f"{self.side.name} cannot serve {self.side.graph}: {reason}") from None
+            raise GateError(self.side.name, f"cannot serve {self.side.graph}: {self._reason()}") from None
         finally:
             watchdog.cancel()
+
+    def _give_up(self) -> None:
+        self.hung = True
+        self.process.kill()
+
+    def _reason(self) -> str:
+        """What the process said last, or how it ended."""
+        if self.hung:
+            return f"no answer within {_LIMIT_S} s"
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:  # what it answered makes no sense, but it lives
+            self.process.kill()
+            code = 0
+        self.said.seek(0)
+        said = self.said.read().strip().splitlines()
+        if code == -signal.SIGKILL:
+            return "out of memory: the kernel ended it"
+        return said[-1] if said else f"it ended with code {code} and said nothing"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from recommender.split import build_sequences
 
 _CODE = ("config.py", "worker.py", "measure.py", "verdict.py", "check.py", "prove.py", "checkpoint.py")
 _NAIVE_CALLS = 1000
-_NAIVE_BUDGET = 1.05
+_BUDGET = 1.05  # of the A/A runs that are counted together; others are tighter
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Ledger(BaseModel):
 PLAN = {
     Kind(0.0, 1.05, hog=False): 150,
     Kind(0.0, 1.05, hog=True): 150,
+    Kind(0.0, 1.02, hog=False): 40,
     Kind(0.10, 1.05, hog=False): 60,
     Kind(0.05, 1.02, hog=False): 60,
     Kind(0.03, 1.02, hog=False): 20,
@@ -96,7 +97,7 @@ def prove_gate(
     """Run what the plan still lacks (for `max_minutes`, 0 = all), write the ledger after every run, return its summary."""
     work = work.resolve()
     student, data = drawn_checkpoint(shape, section.num_items, work)
-    graph = exported(REPOSITORY, sys.executable, student.path, data.path, work / "graph-prove")
+    graph = exported("the gate", REPOSITORY, sys.executable, student.path, data.path, work / "graph-prove")
     sequences = build_sequences(load_dataset(data))
     histories = work / "histories.npy"
     np.save(
@@ -143,9 +144,10 @@ def _run(kind: Kind, side: Side, histories: Path, section: GateSection) -> dict[
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures a reader asks for; verdicts of FAIL are alarms on A/A runs and catches on the others."""
-    same = [run for run in runs if not run["slowdown"]]
-    alarms = sum(run["verdict"] == Verdict.FAIL.name for run in same)
-    naive = [run["naive_ratio"] for run in same]
+    same = [run for run in runs if not run["slowdown"] and run["budget"] == _BUDGET]
+    tight = [run for run in runs if not run["slowdown"] and run["budget"] != _BUDGET]
+    alarms, tight_alarms = (sum(run["verdict"] == Verdict.FAIL.name for run in own) for own in (same, tight))
+    naive = [run["naive_ratio"] for run in runs if not run["slowdown"]]
     planted = []
     for kind in PLAN:
         own = [run for run in runs if run["slowdown"] and {name: run[name] for name in asdict(kind)} == asdict(kind)]
@@ -164,9 +166,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "aa_inconclusive": sum(run["verdict"] == Verdict.UNCLEAR.name for run in same),
         "aa_idle": _unsettled([run for run in same if not run["hog"]]),
         "aa_beside_hog": _unsettled([run for run in same if run["hog"]]),
+        "aa_tight": _unsettled(tight) | {"false_alarms": tight_alarms, "upper95": upper95(tight_alarms, len(tight))},
         "planted": planted,
-        "naive_false_alarm_rate": sum(ratio > _NAIVE_BUDGET for ratio in naive) / len(naive) if naive else None,
-        "naive_speedup_rate": sum(ratio < 1 / _NAIVE_BUDGET for ratio in naive) / len(naive) if naive else None,
+        "naive_false_alarm_rate": sum(ratio > _BUDGET for ratio in naive) / len(naive) if naive else None,
+        "naive_speedup_rate": sum(ratio < 1 / _BUDGET for ratio in naive) / len(naive) if naive else None,
         "median_verdict_s": statistics.median(run["seconds"] for run in runs) if runs else None,
     }
 

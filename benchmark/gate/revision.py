@@ -11,8 +11,9 @@ import tarfile
 import tomllib
 from pathlib import Path
 
+from benchmark.gate.measure import GateError
 from foundation import console
-from foundation.artifact import ArtifactError, Unavailable, load
+from foundation.artifact import Unavailable, load
 from recommender.runtimes import GRAPH
 
 
@@ -72,15 +73,15 @@ def require_gate(checkout: Path) -> None:
         raise NoGate(f"{checkout.name} is from before the gate")
 
 
-def exported(checkout: Path, python: str, student: Path, data: Path, out: Path) -> Path:
-    """The graph of `student` as this revision exports it: always anew, since the code is no part of an artefact's key."""
+def exported(name: str, checkout: Path, python: str, student: Path, data: Path, out: Path) -> Path:
+    """The graph of `student` as revision `name` exports it: always anew, since the code is no part of an artefact's key."""
     shutil.rmtree(out, ignore_errors=True)
     command = [python, "-P", "-m", "recdistill.cli", "export", "checkpoint", str(student), str(out), "--dataset", str(data)]
     command += ["--set", "export.parity_histories=100"]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ArtifactError(f"{checkout} cannot export {student}: {_last_line(done.stderr)}")
+        raise GateError(name, f"cannot export the checkpoint: {_last_line(done.stderr)}")
     return load(out).file(GRAPH)
 
 

@@ -1,0 +1,73 @@
+"""Slow drift over the gate's history. The change points themselves need apache-otava's own environment (make test-network)."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tools.drift import HistoryError, of_one_base, read
+
+
+def write_history(path: Path, levels: list[float], base: str = "v1 (abc)") -> Path:
+    rng, start = random.Random(0), datetime(2026, 1, 1, tzinfo=UTC)
+    with path.open("a") as stream:
+        for number, level in enumerate(levels):
+            ratios = {"latency_p50": level * rng.gauss(1, 0.005), "ndcg_at_10": 1.0}
+            stream.write(
+                json.dumps(
+                    {
+                        "date": (start + timedelta(hours=number)).isoformat(),
+                        "commit": f"c{number}",
+                        "base": base,
+                        "metrics": {name: {"ratio": ratio} for name, ratio in ratios.items()},
+                    }
+                )
+                + "\n"
+            )
+    return path
+
+
+def test_only_checks_against_one_base_belong_together(tmp_path: Path) -> None:
+    history = write_history(tmp_path / "h.jsonl", [1.0] * 3, "v1")
+    write_history(history, [1.0] * 2, "v2")
+    with history.open("a") as stream:
+        stream.write(json.dumps({"date": "2026-02-01T00:00:00Z", "base": "v2", "metrics": {}}) + "\n")  # nothing was compared
+    checks = read(history)
+    assert [len(of_one_base(checks, base)) for base in ("v1", "v2", "")] == [3, 2, 2]
+    with pytest.raises(HistoryError, match="no check against v3; there are checks against: v1, v2"):
+        of_one_base(checks, "v3")
+
+
+@pytest.mark.parametrize(
+    "line", ["", "[]", "{}", '{"metrics": {"a": {"ratio": "x"}}}', '{"metrics": {}, "date": "today"}', "\0"]
+)
+def test_what_is_no_check_is_named_by_its_line(tmp_path: Path, line: str) -> None:
+    history = write_history(tmp_path / "h.jsonl", [1.0])
+    history.write_text(history.read_text() + line + "\n")
+    with pytest.raises(HistoryError, match="line 2 is no check of the gate"):
+        read(history)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("levels", "code"),
+    [
+        ([1.0] * 40, 0),
+        ([1.0 + 0.001 * n for n in range(40)], 1),  # each change 0.1%: no check would notice
+        ([1.0] * 20 + [0.95] * 20, 0),  # faster
+        ([1.0] * 3, 2),
+    ],
+)
+def test_drift_is_found(tmp_path: Path, levels: list[float], code: int) -> None:
+    subprocess.run(["make", ".venv-drift/.installed"], check=True)
+    history = write_history(tmp_path / "h.jsonl", levels)
+    done = subprocess.run([".venv-drift/bin/python", "tools/drift.py", history], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    if code < 2:
+        points = json.loads(done.stdout.splitlines()[-1])["change_points"]
+        assert [bool(points), any(point["worse"] for point in points)] == [levels[0] != levels[-1], code == 1]

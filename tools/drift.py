@@ -1,0 +1,111 @@
+"""`make drift HISTORY=FILE`: has a metric of the latency gate drifted, a little with every change, while each check passed?
+
+The file is what `recdistill bench check-latency BASE --history FILE` appends to; checks against one fixed base (a release, say)
+belong together, because their ratios then share a yardstick that is measured anew beside each of them. Change points are found
+by Apache Otava (E-divisive means with Student's t test: Matteson and James, 2014; Fleming et al., 2023), which pins an older
+numpy and therefore has an environment of its own.
+
+Exit code 0: none that makes a metric worse; 1: at least one; 2: nothing that could be analysed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+MIN_CHECKS = 10
+
+
+class HistoryError(ValueError):
+    """A history that cannot be analysed; the message says why."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("history", type=Path, help="JSON lines of `recdistill bench check-latency --history`")
+    parser.add_argument("--base", default="", help="the base whose checks are analysed (default: that of the last line)")
+    parser.add_argument("--last", type=int, default=200, metavar="N", help="the last N checks (default: 200)")
+    parser.add_argument("--min-change", type=float, default=0.01, help="changes of the mean below this share are left out")
+    arguments = parser.parse_args()
+    try:
+        checks = of_one_base(read(arguments.history), arguments.base)[-arguments.last :]
+        if len(checks) < MIN_CHECKS:
+            raise HistoryError(f"{len(checks)} checks against {checks[-1]['base']} are too few, {MIN_CHECKS} are needed")
+    except (HistoryError, OSError) as error:
+        print(f"[drift] error: {error}", file=sys.stderr)
+        return 2
+    found = change_points(checks, arguments.min_change)
+    print(f"{len(checks)} checks against {checks[-1]['base']}, {checks[0]['date']} to {checks[-1]['date']}")
+    for point in found:
+        print("  {metric}: {before:.4f} -> {after:.4f} ({change:+.1%}, p = {p:.1e}) at {date} {commit}".format(**point))
+    print("" if found else "  no change point\n", end="")
+    print(json.dumps({"base": checks[-1]["base"], "checks": len(checks), "change_points": found}))
+    return int(any(point["worse"] for point in found))
+
+
+def read(history: Path) -> list[dict[str, Any]]:
+    """The checks in the file, each with `date`, `base` and `metrics`; those that compared nothing are left out."""
+    checks = []
+    for number, line in enumerate(history.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            check = json.loads(line)
+            ratios = {name: float(metric["ratio"]) for name, metric in check["metrics"].items()}
+            checks.append({name: str(check.get(name, "")) for name in ("base", "date", "commit")} | {"ratios": ratios})
+            datetime.fromisoformat(checks[-1]["date"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise HistoryError(f"{history}, line {number} is no check of the gate ({type(error).__name__}: {error})") from None
+    return [check for check in checks if check["ratios"]]
+
+
+def of_one_base(checks: list[dict[str, Any]], base: str) -> list[dict[str, Any]]:
+    """The checks against `base` (or that of the last one), in the order of their dates."""
+    bases = sorted({check["base"] for check in checks})
+    if not checks or (base and base not in bases):
+        raise HistoryError(f"no check against {base or 'any base'}; there are checks against: {', '.join(bases) or 'none'}")
+    wanted = base or checks[-1]["base"]
+    return sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
+
+
+def change_points(checks: list[dict[str, Any]], min_change: float) -> list[dict[str, Any]]:
+    """Where the level of a metric changed. A ratio to the base is better where it is lower, that of NDCG where it is higher."""
+    from otava.series import AnalysisOptions, Metric, Series  # pyright: ignore[reportMissingImports]
+
+    names = sorted(set.intersection(*(set(check["ratios"]) for check in checks)))
+    direction = {name: 1 if name.startswith("ndcg") else -1 for name in names}
+    series = Series(
+        "check-latency",
+        None,
+        [int(datetime.fromisoformat(check["date"]).timestamp()) for check in checks],
+        {name: Metric(direction[name], 1.0) for name in names},
+        {name: [check["ratios"][name] for check in checks] for name in names},
+        {},
+    )
+    options = AnalysisOptions()
+    options.min_magnitude = min_change
+    points: Iterable[tuple[str, Any]] = (
+        (name, point) for name, own in series.analyze(options).change_points.items() for point in own
+    )
+    return [_described(name, point, checks[point.index], direction[name]) for name, point in points]
+
+
+def _described(name: str, point: Any, check: dict[str, Any], direction: int) -> dict[str, Any]:
+    before, after = float(point.mean_before()), float(point.mean_after())
+    return {
+        "metric": name,
+        "date": check["date"],
+        "commit": check["commit"],
+        "before": before,
+        "after": after,
+        "change": after / before - 1,
+        "p": float(point.pvalue()),
+        "worse": direction * (after - before) < 0,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

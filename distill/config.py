@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from distill.objectives import METHODS
-from foundation.recipe import Section
+from distill.objectives.config import OPTIONS
+from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
 
@@ -68,6 +68,12 @@ class DistillSection(Section):
     @classmethod
     def _known(cls, objectives: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in objectives:
-            if name not in METHODS:
-                raise ValueError(f"no objective is named {name!r}; known: {', '.join(METHODS)}")
+            if name not in OPTIONS:
+                raise ValueError(f"no objective is named {name!r}; known: {', '.join(OPTIONS)}")
         return objectives
+
+    @model_validator(mode="after")
+    def _check_options(self) -> DistillSection:
+        for name, options in self.objectives.items():
+            check_options(OPTIONS[name], options, f"distill.objectives.{name}")
+        return self

@@ -51,7 +51,7 @@ def build_student(
         if targets is None or distill is None:
             return {"loss": label_loss}
         teacher = targets.at(batch.position_BL[batch.label_BL > 0], device())
-        terms = {name: objective(logits_NI, teacher) for name, objective in objectives.items() if objective.weight}
+        terms = {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
         total = distill.label_weight * label_loss + sum(objectives[name].weight * term for name, term in terms.items())
         return {"loss": total, "label": label_loss, **terms}
 

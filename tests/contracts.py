@@ -91,7 +91,7 @@ class ObjectiveContract:
 
     def test_bad_weight_is_refused(self) -> None:
         with pytest.raises(ValueError, match="weight"):
-            type(self.make())(weight=-1)
+            type(self.make().options)(weight=-1)
 
 
 class RuntimeContract:

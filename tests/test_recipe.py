@@ -40,6 +40,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             'name = "x"\n[data]\n[distill.objectives.forward_k]\nweight = 1\n',
             "no objective is named 'forward_k'; known: forward_kl",
         ),
+        (
+            'name = "x"\n[data]\n[distill.objectives.forward_kl]\nwieght = 1.0\n',
+            r"r.toml:4: unknown recipe key 'distill.objectives.forward_kl.wieght'; did you mean .*forward_kl.weight",
+        ),
+        (
+            'name = "x"\n[data]\n[distill.objectives.rrd]\nweight = 0.5\nnum_interesting = 0\n',
+            r"r.toml:5, .*: distill.objectives.rrd.num_interesting = 0: .*greater than or equal to 1",
+        ),
         ("name = \n", "not valid TOML"),
         ('name = "a/b"\n[data]\n', "name = 'a/b'"),
         ('name = "x"\nbase = 3\n[data]\n', "base = 3: write the path of another recipe"),

@@ -1,6 +1,6 @@
 """Distillation objectives: one file, one class, one entry here. A recipe composes them with weights.
 
-To add one: a file with a subclass of `Objective`, its name below, and a subclass of the contract in
+To add one: a file with a subclass of `Objective`, its name below, its options in `config.py`, and a subclass of the contract in
 tests/contracts.py. The table holds module paths so that reading a recipe imports no torch.
 """
 
@@ -10,19 +10,20 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from distill.objectives.config import OPTIONS
+
 if TYPE_CHECKING:
     from distill.objectives.base import Objective
 
-METHODS = {"forward_kl": "distill.objectives.forward_kl:ForwardKL"}
+METHODS = {"forward_kl": "distill.objectives.forward_kl:ForwardKL", "rrd": "distill.objectives.rrd:RelaxedRanking"}
 
 
 def build_objectives(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
-    """The objectives of a recipe, by name; unknown options are an error."""
+    """The objectives of a recipe, by name; those of weight 0 are left out."""
     objectives = {}
     for name, options in sections.items():
         module, _, cls = METHODS[name].partition(":")
-        try:
-            objectives[name] = getattr(importlib.import_module(module), cls)(**options)
-        except TypeError as error:
-            raise ValueError(f"distill.objectives.{name}: {error}") from None
+        section = OPTIONS[name].model_validate(options)
+        if section.weight:
+            objectives[name] = getattr(importlib.import_module(module), cls)(section)
     return objectives

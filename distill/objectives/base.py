@@ -6,13 +6,18 @@ Shapes: N training positions of a batch, I items (no padding column), K stored t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
+
+from distill.objectives.config import ObjectiveOptions
+
+Options = TypeVar("Options", bound=ObjectiveOptions)
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher at N positions: its K likeliest items (0-based, distinct), their probabilities, and the rest's mass."""
+    """The teacher at N positions: its K likeliest items (0-based, distinct, likeliest first), their probabilities, the rest."""
 
     index_NK: Tensor
     probability_NK: Tensor
@@ -23,13 +28,15 @@ class TeacherTargets:
         return (1 - self.probability_NK.sum(-1)).clamp(min=0)
 
 
-class Objective:
+class Objective(Generic[Options]):
     """A weighted loss between teacher targets and student logits."""
 
-    def __init__(self, weight: float = 1.0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"weight = {weight!r} must be a number >= 0")
-        self.weight = weight
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @property
+    def weight(self) -> float:
+        return self.options.weight
 
     def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
         """Mean loss over positions, a scalar, before the weight."""

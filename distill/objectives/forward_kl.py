@@ -12,11 +12,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.objectives.base import Objective, TeacherTargets
+from distill.objectives.config import ObjectiveOptions
 
 _TINY = 1e-8
 
 
-class ForwardKL(Objective):
+class ForwardKL(Objective[ObjectiveOptions]):
     """KL(teacher || student) * T^2; 0 at equality, never negative."""
 
     def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:

@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup setup-dev data teacher distill quantize export-onnx export-trt bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
+.PHONY: help setup data teacher distill quantize export-onnx export-trt bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -67,7 +67,7 @@ $(VENV)-drift/.installed: tools/drift.txt
 	touch $@
 
 drift: $(VENV)-drift/.installed ## slow drift over many checks: change points in HISTORY=FILE (BASE_NAME: another base than the last)
-	$(VENV)-drift/bin/python tools/drift.py "$(HISTORY)" $(if $(BASE_NAME),--base "$(BASE_NAME)")
+	$(VENV)-drift/bin/python tools/drift.py "$(or $(HISTORY),$(error HISTORY=FILE is needed))" $(if $(BASE_NAME),--base "$(BASE_NAME)")
 
 prove-gate: setup ## how often the gate is right (hours; goes on where it was interrupted)
 	$(RECDISTILL) bench prove-gate $(OPTIONS)

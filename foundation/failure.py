@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import re
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 ABSURD_BYTES = 1 << 42  # no honest file asks for 4 TiB at once, but a damaged header does
 _NO_MEMORY = re.compile(  # the last is said of an extension that let a failed allocation pass
@@ -60,6 +62,8 @@ def explain(error: BaseException, go_on: str) -> str | None:
         if lacks_disk(cause):
             return f"the disk is full ({said}); free some space, then {go_on}"
     text = first_line(str(error))
+    if not isinstance(error, OSError | ImportError) and address_space_is_spent():
+        return f"probably out of memory: the limit of address space is reached ({text}); raise `ulimit -v`, then {go_on}"
     if isinstance(error, ImportError):
         return f"a library is missing ({text}); `make setup` installs all of them"
     if isinstance(error, OSError | RuntimeError):
@@ -67,6 +71,16 @@ def explain(error: BaseException, go_on: str) -> str | None:
     if type(error).__module__.split(".")[0] in _LIBRARIES or not isinstance(error, Exception):
         return f"{type(error).__name__}: {text}"
     return None
+
+
+def address_space_is_spent() -> bool:
+    """Whether this process came within 2% of its limit of address space (RLIMIT_AS): what fails then may not say why."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    status = Path("/proc/self/status")
+    if limit == resource.RLIM_INFINITY or not status.exists():  # no limit, or a system without /proc
+        return False
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmPeak"))
+    return int(peak.split()[1]) * 1024 > 0.98 * limit
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ import pytest
 
 import foundation.artifact as store
 from foundation.artifact import Draft, make
+from foundation.failure import explain
 from recdistill import cli
 from recdistill.cli import build_parser, main
 from tests.constructed import write_chain_dataset
@@ -109,6 +110,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     [
         (MemoryError(), 1, r"out of memory .*lower a batch_size"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+        (RuntimeError("Unexpected exception Resource temporarily unavailable In compileGraph"), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, r"the disk is full .*runs/x"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'"),
         (ModuleNotFoundError("No module named 'optimum'"), 1, "a library is missing"),
@@ -187,6 +189,29 @@ def test_too_little_memory_is_said(tmp_path: Path, limit_mib: int) -> None:
     for manifest in (tmp_path / "runs").rglob(f"[!.]*/{store.MANIFEST}"):
         if ".partial" not in str(manifest):
             store.load(manifest.parent).verify()
+
+
+AT_THE_LIMIT = """
+import resource, sys
+from foundation.failure import explain
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20, resource.RLIM_INFINITY))
+held = []
+try:
+    while True:
+        held.append(bytearray(1 << 19))
+except MemoryError:
+    held.clear()
+for error in (RuntimeError("no source of that function"), OSError(13, "Permission denied")):
+    print(explain(error, "go on"))
+"""
+
+
+def test_what_fails_at_the_limit_of_memory_is_said_to_be_probably_that() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_LIMIT, "200"], capture_output=True, text=True, check=True)
+    unexplained, explained = done.stdout.splitlines()
+    assert re.fullmatch(r"probably out of memory: .*\(no source of that function\); raise `ulimit -v`, then go on", unexplained)
+    assert explained == "[Errno 13] Permission denied"
+    assert explain(RuntimeError("no source of that function"), "go on") == "RuntimeError: no source of that function"
 
 
 SLEEPING = """

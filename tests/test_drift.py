@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.drift import HistoryError, of_one_base, read
+from tools.drift import HistoryError, metrics, of_one_base, read
 
 
 def write_history(path: Path, levels: list[float], base: str = "v1 (abc)") -> Path:
@@ -33,18 +33,38 @@ def write_history(path: Path, levels: list[float], base: str = "v1 (abc)") -> Pa
 
 
 def test_only_checks_against_one_base_belong_together(tmp_path: Path) -> None:
-    history = write_history(tmp_path / "h.jsonl", [1.0] * 3, "v1")
-    write_history(history, [1.0] * 2, "v2")
+    history = write_history(tmp_path / "h.jsonl", [1.0] * 13, "v1")
+    write_history(history, [1.0] * 12, "v2")
+    write_history(history, [1.0] * 3, "v3")
     with history.open("a") as stream:
         stream.write(json.dumps({"date": "2026-02-01T00:00:00Z", "base": "v2", "metrics": {}}) + "\n")  # nothing was compared
     checks = read(history)
-    assert [len(of_one_base(checks, base)) for base in ("v1", "v2", "")] == [3, 2, 2]
-    with pytest.raises(HistoryError, match="no check against v3; there are checks against: v1, v2"):
-        of_one_base(checks, "v3")
+    assert [len(of_one_base(checks, base)) for base in ("v1", "v2")] == [13, 12]
+    with pytest.raises(HistoryError, match="against v3 are too few: 3, and 10 are needed"):
+        of_one_base(checks, "")
+    with pytest.raises(HistoryError, match="no check against v4; there are checks against: v1, v2, v3"):
+        of_one_base(checks, "v4")
+
+
+def test_a_metric_measured_too_seldom_is_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checks = read(write_history(tmp_path / "h.jsonl", [1.0] * 12))
+    for check in checks[:9]:
+        check["ratios"]["peak_rss"] = 1.0
+    assert metrics(checks) == ["latency_p50", "ndcg_at_10"]
+    assert "peak_rss is left out: measured 9 times" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "line", ["", "[]", "{}", '{"metrics": {"a": {"ratio": "x"}}}', '{"metrics": {}, "date": "today"}', "\0"]
+    "line",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"metrics": {"a": {"ratio": NaN}}, "date": "2026-01-01"}',
+        '{"metrics": {"a": {"ratio": "x"}}}',
+        '{"metrics": {}, "date": "today"}',
+        "\0",
+    ],
 )
 def test_what_is_no_check_is_named_by_its_line(tmp_path: Path, line: str) -> None:
     history = write_history(tmp_path / "h.jsonl", [1.0])

@@ -412,18 +412,19 @@ def test_the_ledger_resumes_and_begins_anew_for_another_gate(
 
     monkeypatch.setattr(prove, "_run", run)
     monkeypatch.setattr(prove, "exported", lambda *args: served[0].graph)
-    plan = {prove.Kind(0.0, 1.05, hog=False): 3, prove.Kind(0.1, 1.05, hog=False): 2}
+    plan = {prove.Kind(0.0, 1.05, hog=False): 3, prove.Kind(0.0, 1.02, hog=False): 1, prove.Kind(0.1, 1.05, hog=False): 2}
     monkeypatch.setattr(prove, "PLAN", plan)
     ledger = tmp_path / "results" / "gate.json"
     prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=1e-9)
     found = prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
-    assert len(made) == found["runs_done"] == 5
+    assert len(made) == found["runs_done"] == 6
+    assert (found["aa_tight"]["runs"], found["aa_tight"]["false_alarms"]) == (1, 0)
     assert (found["aa_runs"], found["aa_false_alarms"], found["naive_false_alarm_rate"]) == (3, 0, 1.0)
     assert [(entry["runs"], entry["caught"]) for entry in found["planted"]] == [(2, 2)]
     prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
-    assert len(made) == 5
+    assert len(made) == 6
     prove.prove_gate(SHAPE, QUICK.model_copy(update={"resamples": 300}), ledger, tmp_path, max_minutes=0)
-    assert len(made) == 10
+    assert len(made) == 12
 
 
 def test_bounds_of_a_rate() -> None:

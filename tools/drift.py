@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterable
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 MIN_CHECKS = 10
+MIN_CHANGE = 0.01  # of the mean; smaller changes are left out
 
 
 class HistoryError(ValueError):
@@ -29,17 +31,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("history", type=Path, help="JSON lines of `recdistill bench check-latency --history`")
     parser.add_argument("--base", default="", help="the base whose checks are analysed (default: that of the last line)")
-    parser.add_argument("--last", type=int, default=200, metavar="N", help="the last N checks (default: 200)")
-    parser.add_argument("--min-change", type=float, default=0.01, help="changes of the mean below this share are left out")
     arguments = parser.parse_args()
     try:
-        checks = of_one_base(read(arguments.history), arguments.base)[-arguments.last :]
-        if len(checks) < MIN_CHECKS:
-            raise HistoryError(f"{len(checks)} checks against {checks[-1]['base']} are too few, {MIN_CHECKS} are needed")
+        checks = of_one_base(read(arguments.history), arguments.base)
     except (HistoryError, OSError) as error:
         print(f"[drift] error: {error}", file=sys.stderr)
         return 2
-    found = change_points(checks, arguments.min_change)
+    found = [point for name in metrics(checks) for point in change_points(name, checks)]
     print(f"{len(checks)} checks against {checks[-1]['base']}, {checks[0]['date']} to {checks[-1]['date']}")
     for point in found:
         print("  {metric}: {before:.4f} -> {after:.4f} ({change:+.1%}, p = {p:.1e}) at {date} {commit}".format(**point))
@@ -49,7 +47,7 @@ def main() -> int:
 
 
 def read(history: Path) -> list[dict[str, Any]]:
-    """The checks in the file, each with `date`, `base` and `metrics`; those that compared nothing are left out."""
+    """The checks in the file, each with `date`, `base`, `commit` and `ratios`; those that compared nothing are left out."""
     checks = []
     for number, line in enumerate(history.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -57,6 +55,8 @@ def read(history: Path) -> list[dict[str, Any]]:
             ratios = {name: float(metric["ratio"]) for name, metric in check["metrics"].items()}
             checks.append({name: str(check.get(name, "")) for name in ("base", "date", "commit")} | {"ratios": ratios})
             datetime.fromisoformat(checks[-1]["date"])
+            if not all(map(math.isfinite, ratios.values())):
+                raise ValueError("a ratio is not finite")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HistoryError(f"{history}, line {number} is no check of the gate ({type(error).__name__}: {error})") from None
     return [check for check in checks if check["ratios"]]
@@ -68,29 +68,31 @@ def of_one_base(checks: list[dict[str, Any]], base: str) -> list[dict[str, Any]]
     if not checks or (base and base not in bases):
         raise HistoryError(f"no check against {base or 'any base'}; there are checks against: {', '.join(bases) or 'none'}")
     wanted = base or checks[-1]["base"]
-    return sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
+    own = sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
+    if len(own) < MIN_CHECKS:
+        raise HistoryError(f"the checks against {wanted} are too few: {len(own)}, and {MIN_CHECKS} are needed")
+    return own
 
 
-def change_points(checks: list[dict[str, Any]], min_change: float) -> list[dict[str, Any]]:
+def metrics(checks: list[dict[str, Any]]) -> list[str]:
+    """What was measured often enough to be analysed; the rest is said, not dropped in silence."""
+    counts = Counter(name for check in checks for name in check["ratios"])
+    for name in (name for name, count in sorted(counts.items()) if count < MIN_CHECKS):
+        print(f"[drift] {name} is left out: measured {counts[name]} times, {MIN_CHECKS} are needed", file=sys.stderr)
+    return sorted(name for name, count in counts.items() if count >= MIN_CHECKS)
+
+
+def change_points(name: str, checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where the level of a metric changed. A ratio to the base is better where it is lower, that of NDCG where it is higher."""
     from otava.series import AnalysisOptions, Metric, Series  # pyright: ignore[reportMissingImports]
 
-    names = sorted(set.intersection(*(set(check["ratios"]) for check in checks)))
-    direction = {name: 1 if name.startswith("ndcg") else -1 for name in names}
-    series = Series(
-        "check-latency",
-        None,
-        [int(datetime.fromisoformat(check["date"]).timestamp()) for check in checks],
-        {name: Metric(direction[name], 1.0) for name in names},
-        {name: [check["ratios"][name] for check in checks] for name in names},
-        {},
-    )
+    own, direction = [check for check in checks if name in check["ratios"]], 1 if name.startswith("ndcg") else -1
+    times = [int(datetime.fromisoformat(check["date"]).timestamp()) for check in own]
+    ratios = [check["ratios"][name] for check in own]
+    series = Series("check-latency", None, times, {name: Metric(direction, 1.0)}, {name: ratios}, {})
     options = AnalysisOptions()
-    options.min_magnitude = min_change
-    points: Iterable[tuple[str, Any]] = (
-        (name, point) for name, own in series.analyze(options).change_points.items() for point in own
-    )
-    return [_described(name, point, checks[point.index], direction[name]) for name, point in points]
+    options.min_magnitude = MIN_CHANGE
+    return [_described(name, point, own[point.index], direction) for point in series.analyze(options).change_points[name]]
 
 
 def _described(name: str, point: Any, check: dict[str, Any], direction: int) -> dict[str, Any]:

@@ -57,13 +57,13 @@ def check_latency(asked: Asked, shape: StudentSection, section: GateSection, wor
     users = sequences.evaluated_users
     histories = [sequences.history(u, "test") for u in users]
     targets = sequences.targets(users, "test") if asked.student else None
+    head_name, base_name = _names(asked)
     for file in (asked.junit, asked.history):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-    head_name, base_name = _names(asked)
     try:
-        base, head = _sides(asked, student, data, work)
-        console.say(f"measuring {head.name} against {base.name}: {section.groups} to {section.max_groups} groups of processes")
+        head, base = _sides(asked, head_name, base_name, student, data, work)
+        console.say(f"measuring {head_name} against {base_name}: {section.groups} to {section.max_groups} groups of processes")
         with tempfile.TemporaryDirectory(dir=work) as folder:
             outcome = check(head, base, histories, targets, Path(folder), section)
     except NoGate as error:
@@ -90,21 +90,21 @@ def _names(asked: Asked) -> tuple[str, str]:
     return "this checkout", f"{asked.base} ({resolve(asked.base, REPOSITORY)[:12]})"
 
 
-def _sides(asked: Asked, student: Artifact, data: Artifact, work: Path) -> tuple[Side, Side]:
-    """(base, head)"""
-    head_name, base_name = _names(asked)
+def _sides(asked: Asked, head: str, base: str, student: Artifact, data: Artifact, work: Path) -> tuple[Side, Side]:
+    """(head, base), of these names."""
     if _is_artefact(asked.base):
-        base_graph, head_graph = (load(Path(folder).resolve()).file(GRAPH) for folder in (asked.base, asked.head))
-        return Side(base_name, base_graph, REPOSITORY), Side(head_name, head_graph, REPOSITORY)
+        head_graph, base_graph = (load(Path(folder).resolve()).file(GRAPH) for folder in (asked.head, asked.base))
+        return Side(head, head_graph, REPOSITORY), Side(base, base_graph, REPOSITORY)
     checkout = checked_out(resolve(asked.base, REPOSITORY), REPOSITORY, work)
     require_gate(checkout)
-    made = []
-    for key, name, folder in (("base", base_name, checkout), ("head", head_name, REPOSITORY)):
+
+    def side(name: str, folder: Path, out: str) -> Side:
         console.say(f"exporting the checkpoint with {name}")
         python = python_of(folder, REPOSITORY)
-        graph = exported(name, folder, python, student.path, data.path, work / f"graph-{key}")
-        made.append(Side(name, graph, folder, python))
-    return made[0], made[1]
+        return Side(name, exported(name, folder, python, student.path, data.path, work / out), folder, python)
+
+    base_side = side(base, checkout, "graph-base")
+    return side(head, REPOSITORY, "graph-head"), base_side
 
 
 def _is_artefact(base: str) -> bool:

@@ -17,7 +17,10 @@ Options = TypeVar("Options", bound=ObjectiveOptions)
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher at N positions: its K likeliest items (0-based, distinct, likeliest first), their probabilities, the rest."""
+    """The teacher at N positions: its K likeliest items (0-based, distinct, likeliest first) and their probabilities.
+
+    What is missing to 1 is the mass of all other items.
+    """
 
     index_NK: Tensor
     probability_NK: Tensor

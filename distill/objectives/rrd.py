@@ -1,4 +1,4 @@
-"""Relaxed ranking distillation (Kang et al., 2020: DE-RRD, equations 6 and 7): the teacher's order among items it finds
+"""Relaxed ranking distillation (Kang et al., 2020: DE-RRD): the teacher's order among items it finds
 interesting, and all of them before items it does not.
 
     L = - mean_n sum_k [ s_k - log( sum_{j >= k} e^{s_j} + sum_l e^{u_l} ) ]

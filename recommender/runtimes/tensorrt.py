@@ -43,7 +43,7 @@ def keeping_log(trt: ModuleType) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:  # the name is part of the interface
-            if severity <= trt.ILogger.Severity.ERROR:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(msg)
 
         def reason(self) -> str:

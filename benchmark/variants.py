@@ -9,7 +9,8 @@ import numpy as np
 
 from foundation.artifact import Artifact, ArtifactError, opens
 from recommender.ranking import Recommender
-from recommender.runtimes import GRAPH, open_graph
+from recommender.runtimes import open_graph
+from recommender.runtimes.base import GRAPH
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
 
         baseline = load_baseline(artifact)
         return Opened(baseline, "numpy cpu", "fp32", baseline.num_parameters)
-    if artifact.kind in ("onnx", "onnx-int8", "onnx-int4"):
+    if artifact.kind.startswith("onnx"):
         path = artifact.file(GRAPH)
         graph = open_graph(runtime, path, num_threads)
         precision = artifact.kind.removeprefix("onnx").lstrip("-") or graph.precision
@@ -49,7 +50,8 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
         from recommender.runtimes.tensorrt import TensorRTRecommender
 
         name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
-        return Opened(TensorRTRecommender(artifact.file(name)), "tensorrt cuda", "fp32", artifact.metrics["num_parameters"])
+        engine = TensorRTRecommender(artifact.file(name))
+        return Opened(engine, "tensorrt cuda", engine.precision, artifact.metrics["num_parameters"])
     if artifact.kind in ("teacher", "teacher-int8", "teacher-nf4"):
         return _open_teacher(artifact, num_threads)
     raise ArtifactError(f"{artifact.path} is a {artifact.kind!r} artefact, which cannot be served")
@@ -72,7 +74,7 @@ def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opene
 
 def serving_bytes(artifact: Artifact) -> int:
     """Bytes of what serving reads: ids, kept ranks and training curves left out, and of several engines the one that runs."""
-    left_out = {"item_ids.json", "ranks.parquet", "training.parquet"}
+    left_out = {"item_ids.json", "ranks.parquet", "training.parquet", "items.parquet", "quarantine.parquet"}
     files = {name: entry["bytes"] for name, entry in artifact.manifest["files"].items() if name not in left_out}
     if artifact.kind == "tensorrt":
         name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]

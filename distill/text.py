@@ -70,6 +70,15 @@ def project(standard_ID: np.ndarray, components_DZ: np.ndarray, scale: float) ->
 
 
 @opens
+def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame) -> np.ndarray:
+    """What a student reads of new items, float32[len(items), Z], computed as `text` was for the catalogue."""
+    section = TextSection.model_validate(text.recipe["text"])
+    fitted = load_file(text.file(VECTORS))
+    vectors_ND = encode(llm, [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)], section)
+    return project((vectors_ND - fitted["mean"]) / fitted["std"], fitted["components"], float(fitted["scale"][0]))
+
+
+@opens
 def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     """(standardised vectors float32[I + 1, D], student vectors float32[I + 1, Z])."""
     tensors = load_file(artifact.file(VECTORS))

@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
 
-from foundation.recipe import Section
+from pydantic import Field, model_validator
+
+from foundation.recipe import Contradiction, Section
+
+GraphInput = Literal["exclude", "candidates", "query"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
+MIN_CAPABILITY = {"bf16": 80, "fp8": 89}  # compute capability (times ten) from which a GPU has the type
+
+
+class TensorRTSection(Section):
+    """The engines: one per precision, each for all targets that have it."""
+
+    precisions: list[Precision] = Field(default=["fp32", "fp16", "int8"], min_length=1)
+    targets: list[Annotated[str, Field(pattern=r"^sm\d{2,3}$")]] = Field(
+        default=["sm80", "sm89", "sm120"], min_length=1, description="compute capabilities, where the builder can be told (RTX)"
+    )
+    profiles: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
+        default=[[1, 1], [2, 16], [17, 256]], min_length=1, description="ranges of batch sizes, each optimized by itself"
+    )
+    max_length: int = Field(default=1024, ge=2, description="of a history; raised to the longest one of the data")
+    max_listed: int = Field(default=1024, ge=2, description="items in `exclude` and `candidates`, where the graph has them")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> TensorRTSection:
+        for name in ("precisions", "targets"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                key = f"export.tensorrt.{name}"
+                raise Contradiction(f"{key} = {getattr(self, name)} names one twice", key)
+        expected = 1
+        for first, last in self.profiles:
+            if first != expected or last < first:
+                raise Contradiction(
+                    f"export.tensorrt.profiles = {self.profiles} must be ranges that follow one another from 1 on, as "
+                    "[[1, 1], [2, 16], [17, 256]]",
+                    "export.tensorrt.profiles",
+                )
+            expected = last + 1
+        if self.profiles[-1][1] < 64:
+            raise Contradiction(
+                f"export.tensorrt.profiles = {self.profiles} ends below 64, the batch size the benchmark asks for",
+                "export.tensorrt.profiles",
+            )
+        for precision in self.precisions:
+            if not self.targets_of(precision):
+                raise Contradiction(
+                    f"export.tensorrt.precisions has {precision!r}, which needs sm{MIN_CAPABILITY[precision]} or later, and "
+                    f"export.tensorrt.targets = {self.targets}",
+                    "export.tensorrt.precisions",
+                    "export.tensorrt.targets",
+                )
+        return self
+
+    def targets_of(self, precision: str) -> list[str]:
+        """The targets whose hardware has `precision`."""
+        return [target for target in self.targets if int(target[2:]) >= MIN_CAPABILITY.get(precision, 0)]
 
 
 class ExportSection(Section):
     """The graph and the engines built from it."""
 
     k: int = Field(default=20, ge=10, le=3840, description="items returned; TensorRT's TopK allows at most 3840")
+    dtype: Literal["fp32", "fp16"] = Field(default="fp32", description="of the table, the encoder and their products")
+    inputs: list[GraphInput] = Field(default=[], description="optional inputs of the graph, beside the history")
     opset: int = Field(default=21, ge=18, le=24)
     parity_histories: int = Field(default=1000, ge=1)
-    min_overlap: float = Field(default=0.99, ge=0, le=1, description="top-K overlap with PyTorch below which the export fails")
-    trt_targets: list[str] = Field(
-        default=["sm80", "sm89", "sm120"], description="compute capabilities, where the builder can be told (RTX)"
+    min_overlap: float = Field(
+        default=0.99, ge=0, le=1, description="top-K overlap with PyTorch below which an export of fp32, fp16 or bf16 fails"
     )
-    trt_max_batch: int = Field(default=256, ge=64, description="the benchmark asks for batches of up to 64")
-    trt_max_length: int = Field(default=1024, ge=1, description="raised to the longest history of the data")
+    min_overlap_int8: float = Field(default=0.97, ge=0, le=1, description="the same where `export verify` looks at int8")
+    tensorrt: TensorRTSection = TensorRTSection()
+
+    @model_validator(mode="after")
+    def _once_each(self) -> ExportSection:
+        if len(set(self.inputs)) < len(self.inputs):
+            raise Contradiction(f"export.inputs = {self.inputs} names one twice", "export.inputs")
+        return self

@@ -1,38 +1,84 @@
 """The exported graph: a whole request, from a history to the top-K items.
 
     inputs   history     int64[B, L]    oldest first, zeros in front; L may exceed what the encoder reads
-    outputs  item_index  int64[B, K]    best first; ties to the lower index
-             score       float32[B, K]
+    outputs  item_index  int64[B, K]    best first; ties to the lower index; 0 where fewer than K items are left
+             score       float32[B, K]  -inf there
 
 Inside: the folded item table, the encoder over the most recent max_length items, the scores of the catalogue, the mask of all
-items seen in the history, and TopK. B and L are dynamic.
+items seen in the history, and TopK. B and L are dynamic; an index the table does not have counts as padding, wherever it comes.
+`export.inputs` adds any of
+
+             exclude     int64[B, E]    items not to be returned, whatever the reason; 0 = none
+             candidates  int64[B, C]    the only items scored; 0 = none; ties to the earlier one, an item is listed once
+             query       float32[B, Z]  the text vector of what the user asks for; zeros = nothing
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recommender.runtimes.base import CANDIDATES, EXCLUDE, QUERY
 from recommender.student import Student
 
-INPUT, OUTPUTS = "history", ("item_index", "score")
+PARAMETERS = {EXCLUDE: "exclude_BE", CANDIDATES: "candidates_BC", QUERY: "query_BZ"}
 
 
 class ServingGraph(nn.Module):
-    """A student as one function of the history."""
+    """A student as one function of a request; computes in `dtype`, scores are compared in float32."""
 
     table_ID: Tensor
+    num_rows: Tensor
 
-    def __init__(self, student: Student, k: int) -> None:
+    def __init__(self, student: Student, k: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.student, self.k = student.eval(), k
+        self.k = k
         with torch.no_grad():
-            self.register_buffer("table_ID", student.items().clone())
+            self.register_buffer("table_ID", student.items().clone().to(dtype))
+        self.register_buffer("num_rows", torch.tensor(len(self.table_ID)))  # of the table, which `append` lengthens
+        self.student = copy.deepcopy(student).eval().to(dtype)
 
-    def forward(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
-        hidden_BD = self.student.last_hidden(history_BL, self.table_ID)
+    def forward(
+        self,
+        history_BL: Tensor,
+        exclude_BE: Tensor | None = None,
+        candidates_BC: Tensor | None = None,
+        query_BZ: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        history_BL = self._known(history_BL)
+        query_BZ = None if query_BZ is None else query_BZ.to(self.table_ID.dtype)
+        hidden_BD = self.student.last_hidden(history_BL, self.table_ID, query_BZ)
         never_BL = F.pad(history_BL, (1, 0))  # what was seen, and padding, which a full history does not hold
-        score_BI = (hidden_BD @ self.table_ID.T).scatter(1, never_BL, -torch.inf)
-        score_BK, index_BK = score_BI.topk(self.k, dim=1)
-        return index_BK, score_BK
+        if exclude_BE is not None:
+            never_BL = torch.cat([never_BL, self._known(exclude_BE)], dim=1)
+        if candidates_BC is None:
+            score_BI = (hidden_BD @ self.table_ID.T).float().scatter(1, never_BL, -torch.inf)
+            score_BK, index_BK = score_BI.topk(self.k, dim=1)
+        else:
+            candidates_BC = self._known(candidates_BC)
+            score_BC = (F.embedding(candidates_BC, self.table_ID) @ hidden_BD[:, :, None])[:, :, 0].float()
+            never_BC = (candidates_BC[:, :, None] == never_BL[:, None, :]).any(dim=2)
+            score_BC = F.pad(score_BC.masked_fill(never_BC, -torch.inf), (0, self.k), value=-torch.inf)
+            score_BK, place_BK = score_BC.topk(self.k, dim=1)
+            index_BK = F.pad(candidates_BC, (0, self.k)).gather(1, place_BK)
+        return torch.where(score_BK > -torch.inf, index_BK, 0), score_BK
+
+    def _known(self, index_BL: Tensor) -> Tensor:
+        return torch.where((index_BL > 0) & (index_BL < self.num_rows), index_BL, 0)
+
+
+def example(graph: ServingGraph, inputs: Collection[str]) -> dict[str, Tensor]:
+    """A request of every input, by parameter name, as the exporter wants to see one."""
+    length, text_IZ = graph.student.section.max_length + 2, getattr(graph.student.items, "text_IZ", None)
+    if QUERY in inputs and text_IZ is None:
+        raise ValueError("export.inputs names 'query', but this student has no item text; take control-text or student")
+    items = {"history_BL": length, PARAMETERS[EXCLUDE]: 4, PARAMETERS[CANDIDATES]: 5}
+    found = {name: torch.randint(1, len(graph.table_ID), (3, size)) for name, size in items.items()}
+    if text_IZ is not None:
+        found[PARAMETERS[QUERY]] = torch.ones(3, text_IZ.shape[1])
+    wanted = {"history_BL", *(PARAMETERS[name] for name in inputs)}
+    return {name: tensor for name, tensor in found.items() if name in wanted}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -17,7 +18,7 @@ from quantize.config import QuantizeSection
 from quantize.item_table import other_gathers, untie_item_table
 
 
-def quantize(model: onnx.ModelProto, section: QuantizeSection) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, section: QuantizeSection, calibration: list[dict[str, np.ndarray]]) -> onnx.ModelProto:
     """`model` with int8 matrix products and item table."""
     untied = untie_item_table(model)
     with tempfile.TemporaryDirectory() as folder:

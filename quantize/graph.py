@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 
+import numpy as np
 import onnx
 
 from foundation.artifact import Artifact, Draft
@@ -12,8 +13,9 @@ from quantize.config import QuantizeSection
 from quantize.methods import GRAPH_METHODS
 from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, paired_relative_difference, summary
-from recommender.ranking import EVALUATION_K
-from recommender.runtimes import GRAPH
+from recommender.ranking import EVALUATION_K, pad_left
+from recommender.runtimes import open_graph
+from recommender.runtimes.base import GRAPH, GraphRecommender
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
 
@@ -22,8 +24,9 @@ def build_quantized_graph(
     method: str, exported: Artifact, sequences: Sequences, section: QuantizeSection, draft: Draft
 ) -> None:
     """Quantize, check, and compare test NDCG@10 with the float graph, user by user."""
-    source = onnx.load(exported.file(GRAPH))
-    model = importlib.import_module(GRAPH_METHODS[method]).quantize(source, section)
+    source, float_graph = onnx.load(exported.file(GRAPH)), OnnxRecommender(exported.file(GRAPH))
+    calibration = _calibration(float_graph, sequences, section)
+    model = importlib.import_module(GRAPH_METHODS[method]).quantize(source, section, calibration)
     # Quantizers list every operator set their library knows; keep those the graph uses.
     used = {node.domain for node in model.graph.node} | {""}
     kept = [opset for opset in model.opset_import if opset.domain in used]
@@ -36,7 +39,8 @@ def build_quantized_graph(
     for name in exported.manifest["files"]:
         if name != GRAPH:
             shutil.copyfile(exported.file(name), draft.path / name)
-    float_graph, quantized_graph = OnnxRecommender(exported.file(GRAPH)), OnnxRecommender(draft.path / GRAPH)
+    runtime = "onnxruntime-plain" if method.startswith("fp8") else "onnxruntime"
+    quantized_graph = open_graph(runtime, draft.path / GRAPH)
     k = min(EVALUATION_K, float_graph.k)
     float_U, quantized_U = (evaluate(graph, sequences, "test", k) for graph in (float_graph, quantized_graph))
     draft.metrics |= {
@@ -46,3 +50,12 @@ def build_quantized_graph(
         "graph_bytes": (draft.path / GRAPH).stat().st_size,
         "float_graph_bytes": exported.file(GRAPH).stat().st_size,
     }
+
+
+def _calibration(graph: GraphRecommender, sequences: Sequences, section: QuantizeSection) -> list[dict[str, np.ndarray]]:
+    """Feeds of the graph with training histories of drawn users, whose held-out items are left out."""
+    users = np.random.default_rng(0).permutation(sequences.num_users)[: section.calibration_histories]
+    whole = np.resize(users, -(-len(users) // 16) * 16)
+    histories = [sequences.train(int(user))[-section.calibration_length :] for user in whole]
+    batches = [histories[start : start + 16] for start in range(0, len(histories), 16)]  # of one size, as calibrators want
+    return [graph.feeds(pad_left(batch, section.calibration_length)) for batch in batches]

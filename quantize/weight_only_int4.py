@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -16,7 +17,7 @@ from quantize.config import QuantizeSection
 from quantize.item_table import other_gathers, untie_item_table
 
 
-def quantize(model: onnx.ModelProto, section: QuantizeSection) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, section: QuantizeSection, calibration: list[dict[str, np.ndarray]]) -> onnx.ModelProto:
     """`model` with 4-bit weights."""
     untied = untie_item_table(model)
     quantizer = MatMulNBitsQuantizer(

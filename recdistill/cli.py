@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = group.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
-        if run not in (_inspect, _compare):
+        if run not in (_inspect, _compare, _export_describe):
             _add_common(sub, again=group is not stages and group is not targets)
         return sub
 
@@ -54,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
     stage("onnx", _export_onnx, "one ONNX graph: history in, top-K out", targets)
     stage("tensorrt", _export_tensorrt, "TensorRT engines from the ONNX graph", targets)
+    append = stage("append", _export_append, "new items into a graph that is there already, without training", targets)
+    append.add_argument("items", type=Path, help="a Parquet table of items: item_id, title, …")
+    append.add_argument("out", type=Path, help="where the graph with them goes")
+    append.add_argument("--graph", type=Path, metavar="DIR", help="the graph to start from (default: the student's)")
+    stage("verify", _export_verify, "do all runtimes here rank as PyTorch does?", targets)
+    described = stage(
+        "describe", _export_describe, "inputs, outputs, precision, bytes, digests of an exported artefact", targets
+    )
+    described.add_argument("artifact", type=Path)
     checkpoint = stage("checkpoint", _export_checkpoint, "any trained student as an ONNX graph", targets)
     checkpoint.add_argument("student", type=Path, help="the artefact of a student or control")
     checkpoint.add_argument("out", type=Path, help="where the graph goes")
@@ -199,12 +208,12 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     from foundation.artifact import Unavailable
-    from quantize.methods import GRAPH_METHODS, LLM_METHODS
+    from quantize.methods import LLM_METHODS, SERVED_METHODS
 
     pipeline = _torch_pipeline(arguments)
     found = {}
     for seed in pipeline.recipe.seeds:
-        wanted = [(f"student-{method}", pipeline.quantized_student, method) for method in GRAPH_METHODS]
+        wanted = [(f"student-{method}", pipeline.quantized_student, method) for method in SERVED_METHODS]
         wanted += [(f"teacher-{method}", pipeline.quantized_teacher, method) for method in LLM_METHODS]
         for name, make, method in wanted:
             try:
@@ -229,8 +238,43 @@ def _export_tensorrt(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{artifact.metrics['flavour']} {artifact.metrics['tensorrt']}: {artifact.metrics['status']}")
     for engine in artifact.metrics["engines"]:
         size = f"{engine['bytes'] / 2**20:.2f} MiB, built in {engine['build_s']:.1f} s"
-        print(f"  {artifact.path / engine['file']}: target {engine['target']}, {size}")
+        print(f"  {artifact.path / engine['file']}: for {', '.join(engine['targets'])}, {size}")
+    for left in artifact.metrics["left_out"]:
+        print(f"  no {left['precision']} for {left['target']}: {left['why']}")
     return {"stage": "export tensorrt", "path": str(artifact.path), **artifact.metrics}
+
+
+def _export_append(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    made = pipeline.appended(arguments.items, arguments.out, arguments.graph, pipeline.recipe.seeds[0])
+    found = made.metrics["appended"]
+    print(
+        f"{found['items']:,} items appended, {found['of']:,} in all: texts {found['encode_s']:.1f} s, the rest "
+        f"{found['append_s']:.1f} s; old lists unchanged over {found['requests']} histories, "
+        f"{found['in_some_top_k']} of the new items in a top K among them"
+    )
+    return {"stage": "export append", "path": str(made.path), **made.metrics}
+
+
+def _export_verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    from export.verify import require, table
+
+    pipeline = _torch_pipeline(arguments)
+    rows = [row for seed in pipeline.recipe.seeds for row in pipeline.verified(seed)]
+    print(table(rows))
+    return {"stage": "export verify", "rows": [row.to_dict() for row in require(rows)]}
+
+
+def _export_describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    from export.describe import describe, to_text
+    from foundation.artifact import load
+
+    artifact = load(arguments.artifact)
+    found = describe(artifact)
+    print(to_text(found))
+    for line in _provenance(artifact.manifest["inputs"], artifact.ancestors, set()):
+        print(line)
+    return {"stage": "export describe", "path": str(artifact.path), **found}
 
 
 def _export_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:

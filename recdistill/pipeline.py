@@ -11,7 +11,7 @@ Every method returns an artefact, making it (and what it needs) only if it is no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from recdistill.recipe import Recipe
 
 if TYPE_CHECKING:
     from benchmark.report import Row
+    from export.verify import Row as VerifiedRow
     from recommender.split import Sequences
 
 ARMS = ("control-id", "control-text", "student")
@@ -152,28 +153,28 @@ class Pipeline:
         sections = ("student", "num_threads", *(("distill",) if arm == "student" else ()))
         return self._make(self._seeded(seed, arm), arm, self._sections(*sections), inputs, build, seed)
 
-    def onnx(self, arm: str, seed: int) -> Artifact:
+    def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:
+        """The serving graph, in the recipe's precision or another one."""
         from export.onnx_graph import build_onnx
         from recommender.student import load_student
 
-        student = self.arm(arm, seed)
+        student, section = self.arm(arm, seed), self.recipe.export
+        if precision and precision != section.dtype:
+            name, kind = f"{arm}-{precision}", f"onnx-{precision}"
+        else:
+            name, kind = arm, "onnx" if section.dtype == "fp32" else f"onnx-{section.dtype}"
 
         def build(draft: Draft) -> None:
-            build_onnx(load_student(student), self.sequences, self.recipe.export, student.digest, draft)
+            build_onnx(load_student(student), self.sequences, section, student.digest, draft, precision)
 
-        return self._make(
-            self._seeded(seed, "onnx") / arm,
-            "onnx",
-            self._sections("export"),
-            {"data": self.data, "student": student},
-            build,
-            seed,
-        )
+        recipe = {"export": section.model_dump(mode="json", exclude={"tensorrt"})}
+        inputs = {"data": self.data, "student": student}
+        return self._make(self._seeded(seed, "onnx") / name, kind, recipe, inputs, build, seed)
 
     def quantized_student(self, method: str, seed: int) -> Artifact:
         from quantize.graph import build_quantized_graph
 
-        exported = self.onnx("student", seed)
+        exported = self.onnx("student", seed, "fp32")
 
         def build(draft: Draft) -> None:
             build_quantized_graph(method, exported, self.sequences, self.recipe.quantize, draft)
@@ -199,23 +200,67 @@ class Pipeline:
     def tensorrt(self, seed: int) -> Artifact:
         from distill.device import gpu_name
         from export.tensorrt_engine import build_engines
+        from quantize.methods import ENGINE_METHODS
         from recommender.runtimes.tensorrt import import_tensorrt
+        from recommender.student import load_student
 
         module, flavour = import_tensorrt()
-        exported = self.onnx("student", seed)
+        graphs = {
+            precision: self.quantized_student(ENGINE_METHODS[precision], seed)
+            if precision in ENGINE_METHODS
+            else self.onnx("student", seed, precision)
+            for precision in self.recipe.export.tensorrt.precisions
+        }
+        student = self.arm("student", seed)
         recipe = self._sections("export") | {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
 
         def build(draft: Draft) -> None:
-            build_engines(exported, self.sequences, self.recipe.export, draft)
+            build_engines(graphs, load_student(student), self.sequences, self.recipe.export, draft)
 
-        return self._make(
-            self._seeded(seed, "student-trt"), "tensorrt", recipe, {"data": self.data, "onnx": exported}, build, seed
-        )
+        inputs = {"data": self.data, "student": student} | {f"onnx-{precision}": graph for precision, graph in graphs.items()}
+        return self._make(self._seeded(seed, "student-trt"), "tensorrt", recipe, inputs, build, seed)
+
+    def appended(self, items: Path, out: Path, graph: Path | None, seed: int) -> Artifact:
+        """A graph (the student's, or one that was appended to before) with the items of a Parquet table added."""
+        from export.append import build_appended
+        from foundation.artifact import load, sha256_file
+        from recommender.data import read_parquet
+        from recommender.student import load_student
+
+        raw, student = read_parquet(items), self.arm("student", seed)
+        base = load(graph) if graph else self.onnx("student", seed)
+        inputs = {"onnx": base, "data": self.data, "student": student, "text": self.text, "llm": self.llm}
+        fraction = self.recipe.data.max_quarantined_fraction
+
+        def build(draft: Draft) -> None:
+            model = load_student(student)
+            build_appended(raw, base, student, model, self.text, self.llm, self.sequences, fraction, draft)
+
+        recipe = {"items_sha256": sha256_file(items), "max_quarantined_fraction": fraction}
+        return self._make(out, base.kind, recipe, inputs, build, seed)
+
+    def verified(self, seed: int) -> Iterator[VerifiedRow]:
+        """The student's graphs, in every runtime here, against the student in PyTorch."""
+        from export.parity import answers, parity_requests
+        from export.verify import verify_graph
+        from quantize.methods import SERVED_METHODS
+        from recommender.runtimes.base import GRAPH
+        from recommender.student import StudentRecommender, load_student
+
+        section = self.recipe.export
+        requests = parity_requests(self.sequences, section.parity_histories, section.k)
+        reference = answers(StudentRecommender(load_student(self.arm("student", seed))), requests, section.k)
+        graphs = {precision: self.onnx("student", seed, precision) for precision in ("fp32", "fp16")}
+        graphs |= {method: self.quantized_student(method, seed) for method in SERVED_METHODS}
+        for name, graph in graphs.items():
+            precision = name.partition("-")[0]
+            yield from verify_graph(f"student-{name}", graph.file(GRAPH), precision, reference, requests, section)
 
     def report(self, quick: bool = False) -> Artifact:
         """Measure every variant anew: a report is never reused. A quick one lies beside the whole one."""
         from benchmark.report import Row, build_report
         from distill.text import load_text
+        from quantize.methods import SERVED_METHODS
 
         seeds = self.recipe.seeds
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
@@ -225,7 +270,7 @@ class Pipeline:
         graphs = [self.onnx("student", seed) for seed in seeds]
         lacking = "" if find_spec("openvino") else "OpenVINO is not installed; pip install -e .[openvino]"
         rows += [Row("student", graphs), Row("student-openvino", graphs, lacking, runtime="openvino")]
-        rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in ("int8", "int4")]
+        rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in SERVED_METHODS]
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section, length = self.recipe.benchmark, self.recipe.student.max_length
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {

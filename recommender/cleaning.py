@@ -65,6 +65,20 @@ def write_dataset(tables: Tables, draft: Draft, max_quarantined_fraction: float)
     _say(draft.metrics)
 
 
+def write_items(raw: pl.DataFrame, draft: Draft, max_quarantined_fraction: float) -> pl.DataFrame:
+    """Clean a table of items alone, write it into `draft` and the list of what was wrong beside it; the clean table."""
+    items, aside, mended = _clean_items(raw)
+    _require_few(aside, raw.height, max_quarantined_fraction, draft)
+    if items.is_empty():
+        raise DataError("no usable item is there; the table is empty or every row was set aside")
+    items.write_parquet(draft.path / ITEMS)
+    if aside.height or mended.height:
+        pl.concat([aside, mended]).write_parquet(draft.path / QUARANTINE)
+    draft.metrics |= {"quarantined": _reason_counts(aside), "mended": _reason_counts(mended), "left_out": {}}
+    _say(draft.metrics)
+    return items
+
+
 def _say(metrics: dict[str, Any]) -> None:
     for name, what in (("quarantined", "set aside"), ("mended", "mended"), ("left_out", "left out as asked")):
         if metrics[name]:

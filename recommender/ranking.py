@@ -13,7 +13,10 @@ class Recommender(Protocol):
     """Anything that ranks the catalogue for a batch of histories."""
 
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """item_index int64[B, k] and score float32[B, k], best first; history int64[B, L], 0 = padding in front."""
+        """item_index int64[B, k] and score float32[B, k], best first; history int64[B, L], 0 = padding in front.
+
+        Where fewer than `k` items are left, the rest is item_index 0 at score -inf.
+        """
         ...
 
 
@@ -40,4 +43,5 @@ def top_k(score_BI: np.ndarray, history_BL: np.ndarray, k: int) -> tuple[np.ndar
     for row, (score_I, worst) in enumerate(zip(score_BI, worst_B1[:, 0], strict=True)):
         contenders = np.flatnonzero(score_I >= worst)
         index_BK[row] = contenders[np.argsort(-score_I[contenders], kind="stable")[:k]]
-    return index_BK.astype(np.int64), np.take_along_axis(score_BI, index_BK, axis=1)
+    score_BK = np.take_along_axis(score_BI, index_BK, axis=1)
+    return np.where(score_BK > -np.inf, index_BK, 0).astype(np.int64), score_BK

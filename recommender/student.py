@@ -48,8 +48,14 @@ class ItemTable(nn.Module):
         """The folded table, float[I + 1, D]."""
         table_ID = self.id_ID
         if self.projection is not None:
-            table_ID = table_ID + self.text_scale * self.projection(self.text_IZ)
+            table_ID = table_ID + self.of_text(self.text_IZ)
         return torch.cat([torch.zeros_like(table_ID[:1]), table_ID[1:]])
+
+    def of_text(self, text_NZ: Tensor) -> Tensor:
+        """eta W z, the vectors [N, D] of items of which only the text is known."""
+        if self.projection is None:
+            raise ValueError("this student has no item text (as control-text and student have): new texts mean nothing to it")
+        return self.text_scale * self.projection(text_NZ)
 
 
 class Block(nn.Module):
@@ -76,7 +82,7 @@ class Block(nn.Module):
         key_BLD, value_BLD = self.key_value(normed_BLD).chunk(2, dim=-1)
         bias_HQL = F.embedding(distance_QL, self.bias_LH).permute(2, 0, 1)
         scores_BHQL = query_BHQd @ self._split(key_BLD).transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1]) + bias_HQL
-        weights_BHQL = self.dropout(scores_BHQL.masked_fill(~mask_B1QL, -1e9).softmax(-1))
+        weights_BHQL = self.dropout(scores_BHQL.masked_fill(~mask_B1QL, torch.finfo(hidden_BLD.dtype).min).softmax(-1))
         mixed_BQD = (weights_BHQL @ self._split(value_BLD)).transpose(1, 2).flatten(2)
         residual_BQD = residual_BQD + self.dropout(self.output(mixed_BQD))
         ffn_BQD = self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(residual_BQD))))
@@ -100,26 +106,40 @@ class Student(nn.Module):
 
     def forward(self, history_BL: Tensor, table_ID: Tensor) -> Tensor:
         """Hidden state after each position, float[B, L, D]; scores are `hidden @ table.T`. L is at most max_length."""
-        hidden_BLD, mask_B1LL, distance_LL = self._embed(history_BL, table_ID)
+        hidden_BLD, mask_B1LL, distance_LL = self._positions(F.embedding(history_BL, table_ID), history_BL != 0)
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
         return self.norm(hidden_BLD)
 
-    def last_hidden(self, history_BL: Tensor, table_ID: Tensor) -> Tensor:
-        """Hidden state after the last position, float[B, D], from the max_length most recent items of any history."""
-        hidden_BLD, mask_B1LL, distance_LL = self._embed(history_BL[:, -self.section.max_length :], table_ID)
+    def last_hidden(self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor | None = None) -> Tensor:
+        """Hidden state after the last position, float[B, D], from the max_length most recent items of any history.
+
+        A query is a text vector as the items have (zeros: none), taken as a new item of that text which the user had last.
+        """
+        history_BL = history_BL[:, -self.section.max_length :]
+        known_BL, item_BLD = history_BL != 0, F.embedding(history_BL, table_ID)
+        if query_BZ is not None:
+            known_BL, item_BLD = self._with_query(history_BL, table_ID, query_BZ)
+        hidden_BLD, mask_B1LL, distance_LL = self._positions(item_BLD, known_BL)
         for block in self.blocks[:-1]:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
         hidden_B1D = self.blocks[-1](hidden_BLD, mask_B1LL[:, :, -1:], distance_LL[-1:], num_queries=1)
         return self.norm(hidden_B1D)[:, 0]
 
-    def _embed(self, history_BL: Tensor, table_ID: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_query(self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known, bool[B, L + 1], and item vectors, [B, L + 1, D], the query last; not more than max_length."""
+        asked_B1 = (query_BZ != 0).any(dim=1, keepdim=True)
+        history_BL = torch.where(asked_B1, F.pad(history_BL, (0, 1)), F.pad(history_BL, (1, 0)))[:, -self.section.max_length :]
+        last_L = F.pad(torch.ones_like(history_BL[0, :1]), (history_BL.shape[1] - 1, 0))
+        query_B1D = self.items.of_text(query_BZ)[:, None]
+        return (history_BL != 0) | asked_B1 & (last_L != 0), F.embedding(history_BL, table_ID) + query_B1D * last_L[:, None]
+
+    def _positions(self, item_BLD: Tensor, known_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled item vectors, the causal and padding mask bool[B, 1, L, L], and query-key distances int64[L, L]."""
-        position_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+        position_L = torch.arange(item_BLD.shape[1], device=item_BLD.device)
         distance_LL = position_L[:, None] - position_L[None, :]
-        mask_B1LL = (distance_LL >= 0) & (history_BL != 0)[:, None, None, :]
-        hidden_BLD = F.embedding(history_BL, table_ID) * math.sqrt(self.section.hidden_size)
-        return self.dropout(hidden_BLD), mask_B1LL, distance_LL.clamp(min=0)
+        mask_B1LL = (distance_LL >= 0) & known_BL[:, None, None, :]
+        return self.dropout(item_BLD * math.sqrt(self.section.hidden_size)), mask_B1LL, distance_LL.clamp(min=0)
 
     @property
     def num_parameters(self) -> int:
@@ -138,6 +158,7 @@ class StudentRecommender:
 
     @torch.no_grad()
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        history_BL = np.where((history_BL > 0) & (history_BL < len(self.table_ID)), history_BL, 0)  # a stranger is no item
         history = torch.from_numpy(history_BL).to(self.table_ID.device)
         score_BI = self.student.last_hidden(history, self.table_ID) @ self.table_ID.T
         return top_k(score_BI.float().cpu().numpy(), history_BL, k)

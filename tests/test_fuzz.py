@@ -367,7 +367,7 @@ REPORT = {
     "environment": {"cpu": "x"},
 }
 RUN = {"slowdown": 0.0, "budget": 1.05, "hog": False, "verdict": "PASS", "seconds": 1.0, "groups": 5, "faster": False}
-RUN |= {"ratios": {"latency_p50": 1.0}, "reason": "", "naive_ratio": 1.0}
+RUN |= {"ratios": {"latency_p50": 1.0, "throughput_time": 1.0}, "reason": "", "naive_ratio": 1.0}
 
 
 def changed(document: Any, key: int, value: Any) -> Any:

@@ -25,12 +25,12 @@ from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side
 from benchmark.gate.revision import UsageError, checked_out, exported, resolve
 from benchmark.gate.verdict import Finding, estimate, holm, judge, unfit
 from export.config import ExportSection
-from export.onnx_graph import ITEM_IDS, build_onnx
+from export.onnx_graph import build_onnx
 from foundation.artifact import Unavailable, make
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.ranking import pad_left
-from recommender.runtimes import GRAPH
+from recommender.runtimes.base import GRAPH, ITEM_IDS
 from recommender.split import Sequences, build_sequences
 from recommender.student import load_student
 

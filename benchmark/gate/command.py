@@ -17,13 +17,12 @@ from benchmark.gate.config import GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
 from benchmark.gate.measure import GateError, Side
 from benchmark.gate.revision import NoGate, UsageError, checked_out, exported, python_of, require_gate, resolve
-from export.onnx_graph import ITEM_IDS
 from foundation import console
 from foundation.artifact import MANIFEST, Artifact, Unavailable, load, write_atomically
 from foundation.failure import is_machine_error
 from recommender.config import StudentSection
 from recommender.data import load_dataset
-from recommender.runtimes import GRAPH
+from recommender.runtimes.base import GRAPH, ITEM_IDS
 from recommender.split import build_sequences
 
 REPOSITORY = Path(__file__).parents[2]

@@ -56,6 +56,15 @@ class Kind:
     hog: bool
 
 
+class _Ratios(BaseModel):
+    """Estimates of head over base."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    latency_p50: float
+    throughput_time: float
+
+
 class _Run(BaseModel):
     """One run in the ledger."""
 
@@ -67,7 +76,7 @@ class _Run(BaseModel):
     verdict: Literal["PASS", "FAIL", "UNFIT", "UNCLEAR"]
     seconds: float
     groups: int
-    ratios: dict[Literal["latency_p50", "throughput_time"], float]
+    ratios: _Ratios
     faster: bool
     reason: str
     naive_ratio: float = 0.0  # of A/A runs alone

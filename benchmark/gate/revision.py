@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmark.gate.measure import GateError
 from foundation import console
 from foundation.artifact import Unavailable, load
-from recommender.runtimes import GRAPH
+from recommender.runtimes.base import GRAPH
 
 
 class NoGate(RuntimeError):

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Protocol
 
-from recommender.ranking import Recommender
+from recommender.runtimes.base import GraphRecommender
 
-GRAPH = "model.onnx"
 METHODS = {
     "onnxruntime": "recommender.runtimes.onnxruntime:OnnxRecommender",
+    "onnxruntime-plain": "recommender.runtimes.onnxruntime:PlainOnnxRecommender",
     "openvino": "recommender.runtimes.openvino:OpenVinoRecommender",
+    "openvino-fp32": "recommender.runtimes.openvino:OpenVinoFloatRecommender",
 }
-
-
-class GraphRecommender(Recommender, Protocol):
-    """A graph that was opened: the K it returns, the device and the precision it computes in."""
-
-    k: int
-    device: str
-    precision: str
 
 
 def open_graph(runtime: str, graph: Path, num_threads: int = 0) -> GraphRecommender:

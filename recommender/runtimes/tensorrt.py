@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from foundation.artifact import Unavailable
+from recommender.runtimes.base import HISTORY, INPUTS, OUTPUTS, GraphRecommender
 
 
 class TensorRTUnavailable(Unavailable):
@@ -52,14 +53,18 @@ def keeping_log(trt: ModuleType) -> Any:
     return Log()
 
 
-class TensorRTRecommender:
-    """An engine as a recommender."""
+class TensorRTRecommender(GraphRecommender):
+    """An engine as a recommender; the profile that fits the batch is used."""
 
-    def __init__(self, engine: Path) -> None:
+    device = "cuda"
+
+    def __init__(self, engine: Path, num_threads: int = 0) -> None:
         import torch
 
+        super().__init__(engine)
         if not torch.cuda.is_available():
             raise TensorRTUnavailable(f"{engine} needs a CUDA device to run; it was built, not run")
+        self.precision = engine.stem
         self.trt, self.flavour = import_tensorrt()
         self.log = keeping_log(self.trt)
         self.engine = self.trt.Runtime(self.log).deserialize_cuda_engine(engine.read_bytes())
@@ -69,34 +74,37 @@ class TensorRTRecommender:
             )
         self.context = self.engine.create_execution_context()
         self.k = self.engine.get_tensor_shape("item_index")[1]
+        names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
+        self.inputs = {name: self.engine.get_tensor_shape(name)[1] for name in names if name in INPUTS - {HISTORY}}
+        profiles = range(self.engine.num_optimization_profiles)
+        self.largest = [self.engine.get_tensor_profile_shape(HISTORY, number)[2][0] for number in profiles]
 
-    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        history = torch.from_numpy(np.ascontiguousarray(history_BL)).cuda()
-        outputs = {
-            "item_index": torch.empty((len(history_BL), self.k), dtype=self._dtype("item_index"), device="cuda"),
-            "score": torch.empty((len(history_BL), self.k), dtype=self._dtype("score"), device="cuda"),
-        }
-        if not self.context.set_input_shape("history", tuple(history.shape)):
-            limits = "export.trt_max_batch and export.trt_max_length"
-            raise ValueError(f"the engine was not built for histories of shape {tuple(history.shape)}; see {limits}")
-        for name, tensor in {"history": history, **outputs}.items():
+        stream, batch = torch.cuda.current_stream(), len(feeds[HISTORY])
+        fitting = next((number for number, largest in enumerate(self.largest) if batch <= largest), len(self.largest) - 1)
+        if self.context.active_optimization_profile != fitting:
+            self.context.set_optimization_profile_async(fitting, stream.cuda_stream)
+        tensors = {name: torch.from_numpy(feed).cuda() for name, feed in feeds.items()}
+        for name, tensor in tensors.items():
+            if not self.context.set_input_shape(name, tuple(tensor.shape)):
+                limits = "export.tensorrt.profiles, max_length and max_listed"
+                raise ValueError(f"the engine was not built for {name} of shape {tuple(tensor.shape)}; see {limits}")
+        outputs = {name: torch.empty((batch, self.k), dtype=self._dtype(name), device="cuda") for name in OUTPUTS}
+        for name, tensor in (tensors | outputs).items():
             self.context.set_tensor_address(name, tensor.data_ptr())
-        stream = torch.cuda.current_stream()
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT refused to run the engine: {self.log.reason()}")
         stream.synchronize()
-        index_BK, score_BK = outputs["item_index"].long().cpu().numpy(), outputs["score"].float().cpu().numpy()
-        return index_BK[:, :k], score_BK[:, :k]
+        return outputs["item_index"].long().cpu().numpy(), outputs["score"].float().cpu().numpy()
+
+    def inspect(self) -> str:
+        """What TensorRT's own inspector says of the engine: JSON with its layers."""
+        return self.engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
 
     def _dtype(self, name: str) -> Any:
         import torch
 
-        known = {
-            self.trt.int64: torch.int64,
-            self.trt.int32: torch.int32,
-            self.trt.float32: torch.float32,
-            self.trt.float16: torch.float16,
-        }
+        known = {self.trt.int64: torch.int64, self.trt.int32: torch.int32, self.trt.float32: torch.float32}
         return known[self.engine.get_tensor_dtype(name)]

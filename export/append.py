@@ -1,0 +1,176 @@
+"""Stage: new items in a graph that is there already, without training or exporting anew.
+
+A new item is e = eta W z of its text (see `recommender/student.py`): rows are added to the graph's item table, ids to its list,
+and the result is a new artefact. The table grows: spare rows that wait for items would cost every request their score and their
+mask, and would run out; an ONNX graph has no need of them.
+
+Before it is kept the new graph is compared with the old one over the parity requests:
+
+    masked      with the new items taken out, lists are what they were, item by item and score by score
+    order       what of the old items is left in the top K stands in its former order
+    retrieved   each new item is ranked, with a score, for every history
+
+TensorRT engines are built anew from the new graph: refitting one needs a GPU, and saves nothing that takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import torch
+from onnx import numpy_helper
+
+from distill.text import encode_new
+from export.parity import ParityError, Requests, answers, parity_requests
+from foundation.artifact import Artifact, Draft
+from recommender.cleaning import write_items
+from recommender.data import DataError
+from recommender.runtimes.base import GRAPH, ITEM_IDS, OUTPUTS
+from recommender.runtimes.onnxruntime import OnnxRecommender
+from recommender.split import Sequences
+from recommender.student import Student
+
+TABLE, ROWS = "table_ID", "num_rows"
+_CLOSE = 1e-5  # of scores; a product of another width may be summed in another order
+_PROVEN_REQUESTS = 200
+
+
+class AppendError(ValueError):
+    """Items that cannot be appended to this graph; the message says why."""
+
+
+def build_appended(
+    raw: pl.DataFrame,
+    graph: Artifact,
+    student: Artifact,
+    model: Student,
+    text: Artifact,
+    llm: Artifact,
+    sequences: Sequences,
+    max_quarantined_fraction: float,
+    draft: Draft,
+) -> None:
+    """Clean the items, compute their rows, write the graph with them, and prove it."""
+    items = write_items(raw, draft, max_quarantined_fraction)
+    old = onnx.load(graph.file(GRAPH))
+    _check_student(graph, old, student)
+    item_ids = _all_ids(graph, items)
+    started = time.perf_counter()
+    text_NZ = encode_new(text, llm, items)
+    encoded = time.perf_counter()
+    with torch.no_grad():
+        rows_ND = model.items.of_text(torch.from_numpy(text_NZ)).numpy()
+    onnx.save(append_rows(old, rows_ND), draft.path / GRAPH)
+    (draft.path / ITEM_IDS).write_text(json.dumps(item_ids))
+    proof = prove(graph.file(GRAPH), draft.path / GRAPH, len(item_ids) - items.height, items.height, sequences)
+    draft.metrics |= {
+        "num_parameters": graph.metrics["num_parameters"] + rows_ND.size,
+        "opset": graph.metrics["opset"],
+        "appended": {
+            "items": items.height,
+            "of": len(item_ids),
+            "encode_s": round(encoded - started, 3),
+            "append_s": round(time.perf_counter() - encoded, 3),
+            **proof,
+        },
+    }
+
+
+def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray) -> onnx.ModelProto:
+    """A copy of `model` whose item table ends in `rows_ND`, in the table's own data type."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    if not {TABLE, ROWS} <= set(constants):
+        raise AppendError("this graph has no float item table to lengthen; append to the float graph and quantize that again")
+    table_ID = numpy_helper.to_array(constants[TABLE])
+    if rows_ND.shape[1] != table_ID.shape[1]:
+        raise AppendError(f"the rows have {rows_ND.shape[1]} dimensions, the graph's items {table_ID.shape[1]}")
+    longer_ID = np.concatenate([table_ID, rows_ND.astype(table_ID.dtype)])
+    for name, tensor in constants.items():
+        if len(table_ID) not in tensor.dims:
+            continue
+        value = numpy_helper.to_array(tensor)
+        if name != TABLE and not np.array_equal(value, table_ID.T):  # the exporter folds the transpose of a small table
+            raise AppendError(f"{name!r} of this graph has a row for each item as well, which cannot be lengthened")
+        tensor.CopyFrom(numpy_helper.from_array(longer_ID if name == TABLE else np.ascontiguousarray(longer_ID.T), name))
+    constants[ROWS].CopyFrom(numpy_helper.from_array(np.array(len(longer_ID), np.int64), ROWS))
+    del model.graph.value_info[:]  # shapes with the old number of items; readers infer them
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def prove(old: Path, new: Path, num_old: int, num_new: int, sequences: Sequences) -> dict[str, Any]:
+    """Compare the two graphs, of `num_old` and of `num_old + num_new` items; figures, or `ParityError`."""
+    before = OnnxRecommender(old)
+    k = before.k
+    drawn = parity_requests(sequences, _PROVEN_REQUESTS, k)
+    known = [history[(history > 0) & (history <= num_old)] for history in drawn.histories]  # what is new is known to one alone
+    requests = Requests(known, drawn.target_N)
+    expected = answers(before, requests, k)
+    everything = new.with_name("whole-ranking.onnx")
+    onnx.save(_returning(onnx.load(new), num_old + num_new), everything)
+    try:
+        whole = answers(OnnxRecommender(everything), requests, num_old + num_new, batch_size=16)
+    finally:
+        everything.unlink()
+    ranked, moved, difference = 0, 0, 0.0
+    for row, (index_I, score_I) in enumerate(zip(whole.index_NK, whole.score_NK, strict=True)):
+        is_old, there = index_I <= num_old, score_I > -np.inf
+        ranked += int((~is_old & there).sum())
+        index_K, score_K = index_I[is_old & there][:k], score_I[is_old & there][:k]
+        ranked_K = expected.score_NK[row] > -np.inf
+        if len(index_K) != ranked_K.sum():
+            raise ParityError("with the new items taken out, another number of items is left")
+        difference = max(difference, float(np.abs(score_K - expected.score_NK[row][ranked_K]).max(initial=0)))
+        moved += _moved(expected.index_NK[row][ranked_K], expected.score_NK[row][ranked_K], index_K)
+    if moved or difference > _CLOSE:
+        raise ParityError(f"with the new items taken out, {moved} lists differ, and scores by up to {difference:.1e}")
+    if ranked != num_new * len(requests.histories):
+        raise ParityError(f"only {ranked} of {num_new * len(requests.histories)} times a new item was ranked")
+    recommended = np.unique(answers(OnnxRecommender(new), requests, k).index_NK)
+    return {
+        "requests": len(requests.histories),
+        "max_score_difference": difference,
+        "in_some_top_k": int((recommended > num_old).sum()),
+    }
+
+
+def _moved(before_K: np.ndarray, score_K: np.ndarray, after_K: np.ndarray) -> bool:
+    """Whether two lists differ by more than the order of items whose scores are as good as equal."""
+    return any(
+        one != other and abs(score_K[place] - score_K[list(before_K).index(other)] if other in before_K else np.inf) > _CLOSE
+        for place, (one, other) in enumerate(zip(before_K, after_K, strict=True))
+    )
+
+
+def _returning(model: onnx.ModelProto, k: int) -> onnx.ModelProto:
+    """A copy that returns `k` items."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    node = next(node for node in model.graph.node if node.op_type == "TopK")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), "whole_k"))
+    node.input[1] = "whole_k"
+    for output in model.graph.output:
+        assert output.name in OUTPUTS
+        output.type.tensor_type.shape.dim[1].dim_value = k
+    return model
+
+
+def _check_student(graph: Artifact, model: onnx.ModelProto, student: Artifact) -> None:
+    made_of = {entry.key: entry.value for entry in model.metadata_props}.get("recdistill.student")
+    if made_of != student.digest:
+        raise AppendError(
+            f"{graph.path} was exported from another student than {student.path}; its rows would lie in another space"
+        )
+
+
+def _all_ids(graph: Artifact, items: pl.DataFrame) -> list[str]:
+    item_ids = json.loads(graph.file(ITEM_IDS).read_bytes())
+    if known := sorted(set(items["item_id"]) & set(item_ids)):
+        raise DataError(f"{len(known)} of the items are in the graph already, {known[0]!r} for one; leave them out")
+    return [*item_ids, *items["item_id"]]

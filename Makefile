@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup data teacher distill quantize export-onnx export-trt bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
+.PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	tools/install.sh $(VENV) dev,tensorrt-rtx,openvino
+	tools/install.sh $(VENV) dev,tensorrt-rtx,openvino,triton
 	touch $@
 
 $(VENV)/.tensorrt: $(VENV)/.installed
@@ -49,6 +49,16 @@ export-onnx: setup ## the student as one ONNX graph: history in, top-K out
 
 export-trt: $(VENV)/.tensorrt ## the ONNX graph, and TensorRT engines from it
 	$(RECDISTILL) export tensorrt $(OPTIONS)
+
+$(VENV)/.triton: $(VENV)/.installed
+	tools/install.sh $(VENV) triton
+	touch $@
+
+export-triton: $(VENV)/.triton ## a model repository for Triton Inference Server
+	$(RECDISTILL) export triton $(OPTIONS)
+
+verify: setup ## do all runtimes here rank as PyTorch does?
+	$(RECDISTILL) export verify $(OPTIONS)
 
 bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
 	$(RECDISTILL) bench $(OPTIONS)

@@ -61,6 +61,21 @@ class TensorRTSection(Section):
         return [target for target in self.targets if int(target[2:]) >= MIN_CAPABILITY.get(precision, 0)]
 
 
+class TritonSection(Section):
+    """The model repository for Triton Inference Server."""
+
+    name: str = Field(default="recommender", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="of the model, in requests")
+    version: int = Field(default=1, ge=1, description="of the model; the server keeps the latest `keep_versions`")
+    keep_versions: int = Field(default=2, ge=1, description="so that a roll-back is at hand")
+    max_batch_size: int = Field(default=64, ge=1, le=65536)
+    max_queue_delay_us: int = Field(default=500, ge=0, description="how long a request waits for others to share a batch with")
+    max_queue_size: int = Field(default=1024, ge=1, description="requests that wait; more are refused at once: load is shed")
+    queue_timeout_us: int = Field(default=100_000, ge=1, description="a request that has waited so long is refused")
+    instances: int = Field(default=1, ge=1, le=64, description="of the model, each with its own threads")
+    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: a GPU where the server has one")
+    num_threads: int = Field(default=0, ge=0, description="of ONNX Runtime for each instance; 0 = its own choice")
+
+
 class ExportSection(Section):
     """The graph and the engines built from it."""
 
@@ -74,9 +89,18 @@ class ExportSection(Section):
     )
     min_overlap_int8: float = Field(default=0.97, ge=0, le=1, description="the same where `export verify` looks at int8")
     tensorrt: TensorRTSection = TensorRTSection()
+    triton: TritonSection = TritonSection()
 
     @model_validator(mode="after")
     def _once_each(self) -> ExportSection:
         if len(set(self.inputs)) < len(self.inputs):
             raise Contradiction(f"export.inputs = {self.inputs} names one twice", "export.inputs")
+        largest = self.tensorrt.profiles[-1][1]
+        if self.triton.max_batch_size > largest:
+            asked = self.triton.max_batch_size
+            raise Contradiction(
+                f"export.triton.max_batch_size = {asked} is more than export.tensorrt.profiles cover, {largest}",
+                "export.triton.max_batch_size",
+                "export.tensorrt.profiles",
+            )
         return self

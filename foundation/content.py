@@ -21,7 +21,7 @@ import numpy as np
 from foundation.failure import first_line, is_library_error, is_machine_error, says_no_memory
 
 MAX_JSON_BYTES = 64 << 20
-_TEXT = (".txt", ".md", ".html", ".jinja", ".svg")
+_TEXT = (".txt", ".md", ".html", ".jinja", ".svg", ".pbtxt")
 _OPAQUE = (".engine", ".model")  # TensorRT plans and sentencepiece vocabularies: only their own library can read them
 # The exponent bits of each floating type: all set in NaN and infinity alone.
 _EXPONENT = {

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
     stage("onnx", _export_onnx, "one ONNX graph: history in, top-K out", targets)
     stage("tensorrt", _export_tensorrt, "TensorRT engines from the ONNX graph", targets)
+    stage("triton", _export_triton, "a model repository for Triton Inference Server", targets)
     append = stage("append", _export_append, "new items into a graph that is there already, without training", targets)
     append.add_argument("items", type=Path, help="a Parquet table of items: item_id, title, …")
     append.add_argument("out", type=Path, help="where the graph with them goes")
@@ -242,6 +243,13 @@ def _export_tensorrt(arguments: argparse.Namespace) -> dict[str, Any]:
     for left in artifact.metrics["left_out"]:
         print(f"  no {left['precision']} for {left['target']}: {left['why']}")
     return {"stage": "export tensorrt", "path": str(artifact.path), **artifact.metrics}
+
+
+def _export_triton(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    made = pipeline.triton(pipeline.recipe.seeds[0])
+    print(f"{made.path}: {', '.join(made.metrics['models'])}; tools/triton.sh {made.path} serves it where docker is")
+    return {"stage": "export triton", "path": str(made.path), **made.metrics}
 
 
 def _export_append(arguments: argparse.Namespace) -> dict[str, Any]:

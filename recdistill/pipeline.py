@@ -3,7 +3,7 @@
     RUNS/llm/NAME                                 the LLM
     RUNS/DATASET/data, popularity, item-knn, text
     RUNS/DATASET/seed-S/control-id, control-text, teacher, audit, targets, student
-    RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt
+    RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt, student-triton
     RUNS/DATASET/report, report-quick
 
 Every method returns an artefact, making it (and what it needs) only if it is not there already.
@@ -167,7 +167,7 @@ class Pipeline:
         def build(draft: Draft) -> None:
             build_onnx(load_student(student), self.sequences, section, student.digest, draft, precision)
 
-        recipe = {"export": section.model_dump(mode="json", exclude={"tensorrt"})}
+        recipe = {"export": section.model_dump(mode="json", exclude={"tensorrt", "triton"})}
         inputs = {"data": self.data, "student": student}
         return self._make(self._seeded(seed, "onnx") / name, kind, recipe, inputs, build, seed)
 
@@ -212,13 +212,34 @@ class Pipeline:
             for precision in self.recipe.export.tensorrt.precisions
         }
         student = self.arm("student", seed)
-        recipe = self._sections("export") | {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
+        recipe = {"export": self.recipe.export.model_dump(mode="json", exclude={"triton"})}
+        recipe |= {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
 
         def build(draft: Draft) -> None:
             build_engines(graphs, load_student(student), self.sequences, self.recipe.export, draft)
 
         inputs = {"data": self.data, "student": student} | {f"onnx-{precision}": graph for precision, graph in graphs.items()}
         return self._make(self._seeded(seed, "student-trt"), "tensorrt", recipe, inputs, build, seed)
+
+    def triton(self, seed: int) -> Artifact:
+        """A model repository of the student's graph, and of its engines where they are for Triton's own TensorRT."""
+        from export.triton import build_repository
+        from recommender.runtimes.tensorrt import TensorRTUnavailable, import_tensorrt
+
+        graph = self.onnx("student", seed)
+        inputs = {"onnx": graph}
+        try:
+            if import_tensorrt()[1] == "tensorrt":
+                inputs["tensorrt"] = self.tensorrt(seed)
+        except TensorRTUnavailable:
+            pass
+        section, length = self.recipe.export, self.recipe.student.max_length
+
+        def build(draft: Draft) -> None:
+            build_repository(graph, inputs.get("tensorrt"), section.triton, length, draft)
+
+        recipe = {"triton": section.triton.model_dump(mode="json"), "max_length": length}
+        return self._make(self._seeded(seed, "student-triton"), "triton", recipe, inputs, build, seed)
 
     def appended(self, items: Path, out: Path, graph: Path | None, seed: int) -> Artifact:
         """A graph (the student's, or one that was appended to before) with the items of a Parquet table added."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "export onnx": COMMON,
     "export tensorrt": COMMON,
     "export append": sorted([*COMMON, "--graph", "items", "out"]),
+    "export triton": COMMON,
     "export verify": COMMON,
     "export describe": ["--help", "artifact"],
     "export checkpoint": sorted([*COMMON, "--dataset", "out", "student"]),

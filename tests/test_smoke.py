@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 from foundation.artifact import load
+from quantize.methods import SERVED_METHODS
 from recdistill.cli import main
 from tests.constructed import write_chain_dataset, write_tiny_llm
 
@@ -36,7 +39,7 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert by_name[name]["ndcg_at_10"] == pytest.approx(rows[name]["ndcg_at_10"], abs=0.01)
         assert by_name[name]["latency_p50_s"] > 0
         assert by_name[name]["num_parameters"] == rows[name]["num_parameters"]
-    for name in ("student-int8", "student-int4", "teacher-int8", "teacher-nf4"):
+    for name in ("student-int8", "student-int4", "student-int8-qdq", "teacher-int8", "teacher-nf4"):
         assert by_name[name]["ndcg_at_10"] > 0.75
         assert by_name[name]["artifact_bytes"] < by_name[name.split("-")[0]]["artifact_bytes"]
     assert report["full_depth_teacher"]["num_parameters"] == by_name["teacher"]["num_parameters"]
@@ -54,6 +57,28 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     again = run(["distill", *options], capsys, said="reusing")
     assert again["rows"] == rows
+    exports(runs / SEED, options, capsys)
+
+
+def exports(made: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be done with the student's graph: verified, described, appended to, laid out for Triton."""
+    verified = run(["export", "verify", *options], capsys)["rows"]
+    assert {row["graph"] for row in verified} == {"student-fp32", "student-fp16", *(f"student-{m}" for m in SERVED_METHODS)}
+    assert all(row["overlap"] >= 0.97 for row in verified if row["precision"] == "fp32")
+    described = run(["export", "describe", str(made / "onnx/student")], capsys)
+    assert described["inputs"] == {"history": "int64[batch, length]"}
+
+    items, out = made / "new.parquet", made / "onnx/student-v2"
+    pl.DataFrame({"item_id": ["n1", "n2"], "title": ["thing 12", "thing 71"]}).write_parquet(items)
+    run(["export", "append", str(items), str(out), *options], capsys, said="making")
+    before, after = (json.loads((folder / "item_ids.json").read_text()) for folder in (made / "onnx/student", out))
+    assert after == [*before, "n1", "n2"]
+    pl.DataFrame({"item_id": ["n3"], "title": ["thing 5"]}).write_parquet(items)
+    more = ["export", "append", str(items), f"{out}3", "--graph", str(out), *options]
+    assert run(more, capsys)["appended"]["of"] == len(before) + 3
+    if find_spec("tritonclient"):
+        repository = run(["export", "triton", *options], capsys)
+        assert (Path(repository["path"]) / "recommender/1/model.onnx").is_file()
 
 
 def run(command: list[str], capsys: pytest.CaptureFixture[str], said: str = "") -> dict:

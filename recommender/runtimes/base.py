@@ -65,10 +65,11 @@ class GraphRecommender(ABC):
             elif name == CANDIDATES and name in asked:  # ascending and once each: ties then go to the lower index
                 feeds[name] = pad_left([np.unique(row[row > 0]) for row in asked[name]])
             elif name == CANDIDATES:
-                feeds[name] = np.tile(np.arange(1, self._num_items() + 1), (batch, 1))
+                feeds[name] = np.tile(np.arange(1, len(self.item_ids()) + 1), (batch, 1))
             else:
                 feeds[name] = np.ascontiguousarray(asked.get(name, np.zeros((batch, 1))), np.int64)
         return feeds
 
-    def _num_items(self) -> int:
-        return len(json.loads((self.graph.parent / ITEM_IDS).read_bytes()))
+    def item_ids(self) -> list[str]:
+        """The ids of the catalogue, item_index 1 first; they lie beside the graph."""
+        return json.loads((self.graph.parent / ITEM_IDS).read_bytes())

@@ -34,7 +34,7 @@ from recommender.data import DataError
 from recommender.runtimes.base import GRAPH, ITEM_IDS, OUTPUTS
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
-from recommender.student import Student
+from recommender.student import load_student
 
 TABLE, ROWS = "table_ID", "num_rows"
 _CLOSE = 1e-5  # of scores; a product of another width may be summed in another order
@@ -49,7 +49,6 @@ def build_appended(
     raw: pl.DataFrame,
     graph: Artifact,
     student: Artifact,
-    model: Student,
     text: Artifact,
     llm: Artifact,
     sequences: Sequences,
@@ -65,7 +64,7 @@ def build_appended(
     text_NZ = encode_new(text, llm, items)
     encoded = time.perf_counter()
     with torch.no_grad():
-        rows_ND = model.items.of_text(torch.from_numpy(text_NZ)).numpy()
+        rows_ND = load_student(student).items.of_text(torch.from_numpy(text_NZ)).numpy()
     onnx.save(append_rows(old, rows_ND), draft.path / GRAPH)
     (draft.path / ITEM_IDS).write_text(json.dumps(item_ids))
     proof = prove(graph.file(GRAPH), draft.path / GRAPH, len(item_ids) - items.height, items.height, sequences)

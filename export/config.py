@@ -13,6 +13,11 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
 MIN_CAPABILITY = {"bf16": 80, "fp8": 89}  # compute capability (times ten) from which a GPU has the type
 
 
+def graph_kind(precision: str) -> str:
+    """The kind of the artefact that holds an exported graph of `precision`."""
+    return "onnx" if precision == "fp32" else f"onnx-{precision}"
+
+
 class TensorRTSection(Section):
     """The engines: one per precision, each for all targets that have it."""
 

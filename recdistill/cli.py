@@ -286,6 +286,7 @@ def _export_describe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
+    from export.config import graph_kind
     from export.onnx_graph import build_onnx
     from foundation.artifact import load, make
     from recommender.data import load_dataset
@@ -297,8 +298,8 @@ def _export_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     sequences = build_sequences(load_dataset(data))
     made = make(
         arguments.out,
-        "onnx",
-        recipe={"export": recipe.export.model_dump(mode="json")},
+        graph_kind(recipe.export.dtype),
+        recipe={"export": recipe.export.model_dump(mode="json", exclude={"tensorrt", "triton"})},
         inputs={"data": data, "student": student},
         build=lambda draft: build_onnx(load_student(student), sequences, recipe.export, student.digest, draft),
         overwrite=arguments.overwrite,

@@ -155,21 +155,20 @@ class Pipeline:
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:
         """The serving graph, in the recipe's precision or another one."""
+        from export.config import graph_kind
         from export.onnx_graph import build_onnx
         from recommender.student import load_student
 
         student, section = self.arm(arm, seed), self.recipe.export
-        if precision and precision != section.dtype:
-            name, kind = f"{arm}-{precision}", f"onnx-{precision}"
-        else:
-            name, kind = arm, "onnx" if section.dtype == "fp32" else f"onnx-{section.dtype}"
+        precision = precision or section.dtype
+        name = arm if precision == section.dtype else f"{arm}-{precision}"
 
         def build(draft: Draft) -> None:
             build_onnx(load_student(student), self.sequences, section, student.digest, draft, precision)
 
         recipe = {"export": section.model_dump(mode="json", exclude={"tensorrt", "triton"})}
         inputs = {"data": self.data, "student": student}
-        return self._make(self._seeded(seed, "onnx") / name, kind, recipe, inputs, build, seed)
+        return self._make(self._seeded(seed, "onnx") / name, graph_kind(precision), recipe, inputs, build, seed)
 
     def quantized_student(self, method: str, seed: int) -> Artifact:
         from quantize.graph import build_quantized_graph
@@ -246,7 +245,6 @@ class Pipeline:
         from export.append import build_appended
         from foundation.artifact import load, sha256_file
         from recommender.data import read_parquet
-        from recommender.student import load_student
 
         raw, student = read_parquet(items), self.arm("student", seed)
         base = load(graph) if graph else self.onnx("student", seed)
@@ -254,8 +252,7 @@ class Pipeline:
         fraction = self.recipe.data.max_quarantined_fraction
 
         def build(draft: Draft) -> None:
-            model = load_student(student)
-            build_appended(raw, base, student, model, self.text, self.llm, self.sequences, fraction, draft)
+            build_appended(raw, base, student, self.text, self.llm, self.sequences, fraction, draft)
 
         recipe = {"items_sha256": sha256_file(items), "max_quarantined_fraction": fraction}
         return self._make(out, base.kind, recipe, inputs, build, seed)

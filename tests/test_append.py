@@ -75,7 +75,7 @@ def new_items(first: int, count: int) -> pl.DataFrame:
 def appended(graph: Artifact, student: Artifact, text: Artifact, tiny_llm: Artifact, sequences: Sequences, tmp_path: Path):
     def append(raw: pl.DataFrame, name: str = "out", base: Artifact = graph, of: Artifact = student) -> Artifact:
         def build(draft: Draft) -> None:
-            build_appended(raw, base, of, load_student(student), text, tiny_llm, sequences, 0.5, draft)
+            build_appended(raw, base, of, text, tiny_llm, sequences, 0.5, draft)
 
         return make(tmp_path / name, "onnx", recipe={}, inputs={}, build=build)
 

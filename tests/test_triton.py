@@ -64,7 +64,7 @@ def test_the_repository_is_as_triton_wants_it(repository: Artifact, exported: Ar
         "max_batch_size: 8",
         "max_queue_size: 1024",
         "default_timeout_microseconds: 100000",
-        "KIND_AUTO",
+        "instance_group",
         exported.digest,
     ):
         assert expected in text

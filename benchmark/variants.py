@@ -46,6 +46,12 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
         graph = open_graph(runtime, path, num_threads)
         precision = artifact.kind.removeprefix("onnx").lstrip("-") or graph.precision
         return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"], path)
+    if artifact.kind == "openvino":
+        from recommender.runtimes.openvino import IR, IR_WEIGHTS, OpenVinoRecommender
+
+        artifact.file(IR_WEIGHTS)  # verified before the other, which refers to it, is read
+        graph = OpenVinoRecommender(artifact.file(IR), num_threads)
+        return Opened(graph, "openvino cpu", graph.precision, artifact.metrics["num_parameters"])
     if artifact.kind == "tensorrt":
         from recommender.runtimes.tensorrt import TensorRTRecommender
 

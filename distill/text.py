@@ -8,7 +8,6 @@ components are kept, so that a new item's vectors are computed the same way (`pr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from distill.device import compute_dtype, device
 from distill.llm import load_body, load_tokenizer
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
+from recommender.prompt import prompt_of
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
@@ -44,19 +44,6 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
     save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
     draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}
-
-
-def prompt_of(row: dict, template: str) -> str:
-    """Fill `{field}`s of the template from an item's row; brackets and separators around empty fields vanish."""
-
-    def value(match: re.Match[str]) -> str:
-        field = row.get(match[1])
-        return ", ".join(map(str, field)) if isinstance(field, list) else "" if field is None else str(field)
-
-    text = re.sub(r"\{(\w+)\}", value, template)
-    text = re.sub(r"\(\s*\)", "", text)
-    text = re.sub(r"\s+([.,])", r"\1", re.sub(r"\s+", " ", text)).strip(" .,")
-    return re.sub(r"([.,])(\s*[.,])+", r"\1", text) or "unknown"
 
 
 def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,14 @@ class TritonSection(Section):
     num_threads: int = Field(default=0, ge=0, description="of ONNX Runtime for each instance; 0 = its own choice")
 
 
+class TextEncoderSection(Section):
+    """The text encoder as a graph of its own, for new items and queries."""
+
+    precision: Literal["fp32", "int8"] = Field(default="int8", description="of the weights")
+    block_size: Literal[16, 32, 64, 128, 256] = Field(default=32, description="int8 weights that share a scale")
+    min_cosine: float = Field(default=0.98, ge=-1, le=1, description="with PyTorch's vector, below which an export fails")
+
+
 class ExportSection(Section):
     """The graph and the engines built from it."""
 
@@ -95,6 +103,11 @@ class ExportSection(Section):
     min_overlap_int8: float = Field(default=0.97, ge=0, le=1, description="the same where `export verify` looks at int8")
     tensorrt: TensorRTSection = TensorRTSection()
     triton: TritonSection = TritonSection()
+    text_encoder: TextEncoderSection = TextEncoderSection()
+
+    def of_graph(self) -> dict[str, Any]:
+        """The keys on which an exported graph depends."""
+        return self.model_dump(mode="json", exclude={"tensorrt", "triton", "text_encoder"})
 
     @model_validator(mode="after")
     def _once_each(self) -> ExportSection:

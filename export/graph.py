@@ -16,16 +16,18 @@ items seen in the history, and TopK. B and L are dynamic; an index the table doe
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recommender.runtimes.base import CANDIDATES, EXCLUDE, QUERY
+from recommender.runtimes.base import CANDIDATES, EXCLUDE, HISTORY, QUERY
 from recommender.student import Student
 
-PARAMETERS = {EXCLUDE: "exclude_BE", CANDIDATES: "candidates_BC", QUERY: "query_BZ"}
+PARAMETERS = {HISTORY: "history_BL", EXCLUDE: "exclude_BE", CANDIDATES: "candidates_BC", QUERY: "query_BZ"}
+_LARGEST = 65536
 
 
 class ServingGraph(nn.Module):
@@ -76,9 +78,21 @@ def example(graph: ServingGraph, inputs: Collection[str]) -> dict[str, Tensor]:
     length, text_IZ = graph.student.section.max_length + 2, getattr(graph.student.items, "text_IZ", None)
     if QUERY in inputs and text_IZ is None:
         raise ValueError("export.inputs names 'query', but this student has no item text; take control-text or student")
-    items = {"history_BL": length, PARAMETERS[EXCLUDE]: 4, PARAMETERS[CANDIDATES]: 5}
+    items = {PARAMETERS[HISTORY]: length, PARAMETERS[EXCLUDE]: 4, PARAMETERS[CANDIDATES]: 5}
     found = {name: torch.randint(1, len(graph.table_ID), (3, size)) for name, size in items.items()}
     if text_IZ is not None:
         found[PARAMETERS[QUERY]] = torch.ones(3, text_IZ.shape[1])
-    wanted = {"history_BL", *(PARAMETERS[name] for name in inputs)}
+    wanted = {PARAMETERS[name] for name in (HISTORY, *inputs)}
     return {name: tensor for name, tensor in found.items() if name in wanted}
+
+
+def dynamic_dimensions(request: Mapping[str, Tensor], min_length: int | None = None) -> dict[str, dict[int, Any]]:
+    """What of a request varies, for torch.export: the batch, and how many items are listed (`min_length`: of a history)."""
+    batch, found = torch.export.Dim("batch", max=_LARGEST), {}
+    for name, parameter in PARAMETERS.items():
+        if parameter in request:
+            listed = torch.export.Dim(
+                "length" if name == HISTORY else f"{name}_length", min=min_length if name == HISTORY else None, max=_LARGEST
+            )
+            found[parameter] = {0: batch} if name == QUERY else {0: batch, 1: listed}
+    return found

@@ -1,14 +1,8 @@
-"""Stage: a student as one ONNX graph (see `export/graph.py`), checked in every runtime here before it is kept.
-
-`torch.onnx.export(dynamo=True)`: optimum-onnx, which wraps the same exporter for Hugging Face tasks, has no task for a graph
-that ends in the top-K of a catalogue, and its release needs an older transformers.
-"""
+"""Stage: a student as one ONNX graph (see `export/graph.py`), checked in every runtime here before it is kept."""
 
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,11 +10,12 @@ import onnx
 import torch
 
 from export.config import ExportSection
-from export.graph import PARAMETERS, ServingGraph, example
+from export.graph import PARAMETERS, ServingGraph, dynamic_dimensions, example
 from export.parity import answers, parity_requests
+from export.to_onnx import to_onnx
 from export.verify import require, verify_graph
 from foundation.artifact import Draft
-from recommender.runtimes.base import GRAPH, HISTORY, ITEM_IDS, OUTPUTS, QUERY
+from recommender.runtimes.base import GRAPH, ITEM_IDS, OUTPUTS
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
 
@@ -52,34 +47,8 @@ def build_onnx(
 
 
 def write_graph(graph: ServingGraph, inputs: Collection[str], opset: int, digest: str, out: Path) -> None:
-    """Write `graph` with these optional inputs as ONNX, checked strictly and free of this machine's traces."""
-    sizes = {HISTORY: "length"} | {name: f"{name}_length" for name in PARAMETERS if name != QUERY}
-    names = [HISTORY, *(name for name in PARAMETERS if name in inputs)]
-    batch = torch.export.Dim("batch", max=65536)
+    """Write `graph` with these optional inputs as ONNX."""
     request = example(graph, inputs)
-    shapes = {
-        parameter: {0: batch} | ({1: torch.export.Dim(sizes[name], max=65536)} if name in sizes else {})
-        for name, parameter in zip(names, request, strict=True)
-    }
-    for library in ("torch.onnx", "onnx_ir"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecation notes from inside torch's exporter
-        program = torch.onnx.export(
-            graph.eval(),
-            kwargs=request,
-            dynamo=True,
-            verbose=False,
-            input_names=names,
-            output_names=list(OUTPUTS),
-            dynamic_shapes=shapes,
-            opset_version=opset,
-        )
-    assert program is not None
-    model = program.model_proto
-    for entry in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
-        del entry.metadata_props[:]  # the exporter's stack traces, with the paths of this machine
-        entry.doc_string = ""
-    onnx.helper.set_model_props(model, {"recdistill.student": digest})
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, out)
+    names = [name for name, parameter in PARAMETERS.items() if parameter in request]
+    properties = {"recdistill.student": digest}
+    onnx.save(to_onnx(graph, request, dynamic_dimensions(request), (names, OUTPUTS), opset, properties), out)

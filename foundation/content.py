@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -178,4 +179,38 @@ def _onnx_tensors(graph: Any) -> Any:
                 yield from _onnx_tensors(inner)
 
 
-_CHECKS = {".safetensors": _check_safetensors, ".onnx": _check_onnx, ".parquet": _check_parquet, ".json": read_json}
+def _check_ir(path: Path) -> None:
+    """A graph of OpenVINO: XML that refers to ranges of the .bin file beside it."""
+    text, weights = path.read_bytes(), path.with_suffix(".bin")
+    if len(text) > MAX_JSON_BYTES or b"<!" in text:  # no declarations: no entities that expand or name other files
+        raise ContentError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, or has declarations, which no such graph needs")
+    root = ElementTree.fromstring(text)
+    if root.tag != "net":
+        raise ContentError(f"{path} is no graph of OpenVINO")
+    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for layer in root.iterfind("layers/layer[@type='Const']"):
+            data = layer.find("data")
+            if data is None:
+                raise ContentError(f"{path}: constant {layer.get('name')!r} has no data")
+            start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+            if start < 0 or size < 0 or start + size > len(content):
+                raise ContentError(f"{path}: constant {layer.get('name')!r} lies outside of {weights.name}")
+            dtype = data.attrib["element_type"].upper()
+            one = dtype in _EXPONENT and size == np.dtype(_EXPONENT[dtype][0]).itemsize  # a mask's minus infinity
+            if dtype in _EXPONENT and not one:
+                _check_finite(content, start, start + size, dtype, f"{path}: constant {layer.get('name')!r}")
+
+
+def _check_weights(path: Path) -> None:
+    if not path.with_suffix(".xml").is_file():
+        raise ContentError(f"{path}: artefacts hold no .bin files, but for weights of a graph of OpenVINO beside its .xml")
+
+
+_CHECKS = {
+    ".safetensors": _check_safetensors,
+    ".onnx": _check_onnx,
+    ".parquet": _check_parquet,
+    ".json": read_json,
+    ".xml": _check_ir,
+    ".bin": _check_weights,
+}

@@ -55,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     stage("onnx", _export_onnx, "one ONNX graph: history in, top-K out", targets)
     stage("tensorrt", _export_tensorrt, "TensorRT engines from the ONNX graph", targets)
     stage("triton", _export_triton, "a model repository for Triton Inference Server", targets)
+    stage("openvino", _export_openvino, "the ONNX graph as OpenVINO's own files", targets)
+    compiled = stage("aotinductor", _export_aotinductor, "the student compiled for this processor, for libtorch", targets)
+    compiled.add_argument("out", type=Path, help="the folder of the package, a new one")
+    stage(
+        "text-encoder", _export_text_encoder, "texts to vectors as an ONNX graph of its own, for new items and queries", targets
+    )
     append = stage("append", _export_append, "new items into a graph that is there already, without training", targets)
     append.add_argument("items", type=Path, help="a Parquet table of items: item_id, title, …")
     append.add_argument("out", type=Path, help="where the graph with them goes")
@@ -252,6 +258,35 @@ def _export_triton(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"stage": "export triton", "path": str(made.path), **made.metrics}
 
 
+def _export_openvino(arguments: argparse.Namespace) -> dict[str, Any]:
+    pipeline = _torch_pipeline(arguments)
+    made = pipeline.openvino(pipeline.recipe.seeds[0])
+    print(
+        f"{made.path}: OpenVINO {made.metrics['openvino']}, overlap with the ONNX graph {made.metrics['parity']['overlap']:.4f}"
+    )
+    return {"stage": "export openvino", "path": str(made.path), "artifact_bytes": made.num_bytes, **made.metrics}
+
+
+def _export_aotinductor(arguments: argparse.Namespace) -> dict[str, Any]:
+    from export.aotinductor import write_package
+
+    pipeline = _torch_pipeline(arguments)
+    student = pipeline.arm("student", pipeline.recipe.seeds[0])
+    found = write_package(student, pipeline.sequences, pipeline.recipe.export, arguments.out)
+    print(f"{arguments.out}: machine code, to be opened by its sha256 {found['sha256']} only")
+    return {"stage": "export aotinductor", "path": str(arguments.out), **found}
+
+
+def _export_text_encoder(arguments: argparse.Namespace) -> dict[str, Any]:
+    made = _torch_pipeline(arguments).text_encoder()
+    found = made.metrics
+    print(
+        f"{made.path}: {found['precision']}, {made.num_bytes / 2**20:.0f} MiB; cosine with PyTorch's vectors of "
+        f"{found['compared_items']} items {found['cosine_mean']:.4f}, {found['cosine_min']:.4f} at least"
+    )
+    return {"stage": "export text-encoder", "path": str(made.path), "artifact_bytes": made.num_bytes, **found}
+
+
 def _export_append(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = _torch_pipeline(arguments)
     made = pipeline.appended(arguments.items, arguments.out, arguments.graph, pipeline.recipe.seeds[0])
@@ -299,7 +334,7 @@ def _export_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     made = make(
         arguments.out,
         graph_kind(recipe.export.dtype),
-        recipe={"export": recipe.export.model_dump(mode="json", exclude={"tensorrt", "triton"})},
+        recipe={"export": recipe.export.of_graph()},
         inputs={"data": data, "student": student},
         build=lambda draft: build_onnx(load_student(student), sequences, recipe.export, student.digest, draft),
         overwrite=arguments.overwrite,

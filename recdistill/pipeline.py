@@ -1,9 +1,10 @@
 """Which stage reads what, and where its artefact lies.
 
     RUNS/llm/NAME                                 the LLM
-    RUNS/DATASET/data, popularity, item-knn, text
+    RUNS/DATASET/data, popularity, item-knn, text, text-encoder
     RUNS/DATASET/seed-S/control-id, control-text, teacher, audit, targets, student
-    RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt, student-triton
+    RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
+                                                  student-openvino, student-triton
     RUNS/DATASET/report, report-quick
 
 Every method returns an artefact, making it (and what it needs) only if it is not there already.
@@ -84,6 +85,20 @@ class Pipeline:
         return self._make(
             self.folder / "text", "item-text", self._sections("text"), {"data": self.data, "llm": self.llm}, build
         )
+
+    def text_encoder(self) -> Artifact:
+        """What made the item text vectors, as an ONNX graph for services."""
+        from export.text_encoder import build_text_encoder
+        from recommender.data import load_dataset
+
+        section = self.recipe.export.text_encoder
+
+        def build(draft: Draft) -> None:
+            build_text_encoder(self.text, self.llm, load_dataset(self.data).items, section, draft)
+
+        recipe = {"text_encoder": section.model_dump(mode="json")}
+        inputs = {"data": self.data, "llm": self.llm, "text": self.text}
+        return self._make(self.folder / "text-encoder", "text-encoder", recipe, inputs, build)
 
     def teacher(self, seed: int) -> Artifact:
         from distill.train_teacher import build_teacher
@@ -166,7 +181,7 @@ class Pipeline:
         def build(draft: Draft) -> None:
             build_onnx(load_student(student), self.sequences, section, student.digest, draft, precision)
 
-        recipe = {"export": section.model_dump(mode="json", exclude={"tensorrt", "triton"})}
+        recipe = {"export": section.of_graph()}
         inputs = {"data": self.data, "student": student}
         return self._make(self._seeded(seed, "onnx") / name, graph_kind(precision), recipe, inputs, build, seed)
 
@@ -211,7 +226,7 @@ class Pipeline:
             for precision in self.recipe.export.tensorrt.precisions
         }
         student = self.arm("student", seed)
-        recipe = {"export": self.recipe.export.model_dump(mode="json", exclude={"triton"})}
+        recipe = {"export": self.recipe.export.model_dump(mode="json", exclude={"triton", "text_encoder"})}
         recipe |= {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
 
         def build(draft: Draft) -> None:
@@ -219,6 +234,19 @@ class Pipeline:
 
         inputs = {"data": self.data, "student": student} | {f"onnx-{precision}": graph for precision, graph in graphs.items()}
         return self._make(self._seeded(seed, "student-trt"), "tensorrt", recipe, inputs, build, seed)
+
+    def openvino(self, seed: int) -> Artifact:
+        from export.openvino_ir import build_ir
+
+        graph, section = self.onnx("student", seed), self.recipe.export
+
+        def build(draft: Draft) -> None:
+            build_ir(graph, self.sequences, section, draft)
+
+        inputs = {"data": self.data, "onnx": graph}
+        return self._make(
+            self._seeded(seed, "student-openvino"), "openvino", {"export": section.of_graph()}, inputs, build, seed
+        )
 
     def triton(self, seed: int) -> Artifact:
         """A model repository of the student's graph, and of its engines where they are for Triton's own TensorRT."""

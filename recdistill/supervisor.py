@@ -23,6 +23,7 @@ _MEANING = {
     signal.SIGBUS: "ended because a page could not be read or written: is a disk, or memory, full?",
 }
 _PR_SET_PDEATHSIG = 1
+_LOADER_CODE = 127  # glibc's dynamic loader ends a process with it when it cannot go on
 
 
 def supervised(work: Callable[[], int], go_on: str) -> int:
@@ -37,6 +38,9 @@ def supervised(work: Callable[[], int], go_on: str) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return work()
     code = _wait(child)
+    if code == _LOADER_CODE:
+        console.say(f"failed: ended while a library was loaded (see above), mostly for want of memory: free some; then {go_on}")
+        return 1
     if code >= 0:
         return code
     name = signal.Signals(-code)

@@ -605,3 +605,36 @@ def test_a_machine_that_lacks_memory_is_not_a_damaged_file(tmp_path: Path, monke
     monkeypatch.setattr("foundation.content._check_finite", lambda *args: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         check_content(tmp_path / WEIGHTS)
+
+
+IR = """<?xml version="1.0"?>
+<net name="g" version="11"><layers>
+<layer id="0" name="w" type="Const"><data element_type="f32" shape="2" offset="0" size="8" /></layer>
+<layer id="1" name="mask" type="Const"><data element_type="f32" shape="1" offset="8" size="4" /></layer>
+</layers></net>"""
+
+
+def write_ir(folder: Path, text: str = IR, values: tuple[float, ...] = (1.0, 2.0, -np.inf)) -> Path:
+    (folder / "model.bin").write_bytes(np.array(values, np.float32).tobytes())
+    (folder / "model.xml").write_text(text)
+    return folder / "model.xml"
+
+
+def test_a_graph_of_openvino_is_checked_with_its_weights(tmp_path: Path) -> None:
+    check_content(write_ir(tmp_path))
+    check_content(tmp_path / "model.bin")
+    with pytest.raises(ContentError, match="constant 'w' holds NaN"):
+        check_content(write_ir(tmp_path, values=(1.0, np.nan, 0.0)))
+    for text, said in (
+        (IR.replace('offset="8"', 'offset="12"'), "lies outside of model.bin"),
+        (IR.replace('offset="0"', 'offset="-8"'), "lies outside of model.bin"),
+        (IR.replace("<net", '<!DOCTYPE net [<!ENTITY a SYSTEM "/etc/passwd">]><net'), "has declarations"),
+        ("<html/>", "no graph of OpenVINO"),
+        (IR[:60], r"not a readable \.xml file"),
+        (IR.replace('size="8"', ""), r"not a readable \.xml file"),
+    ):
+        with pytest.raises(ContentError, match=said):
+            check_content(write_ir(tmp_path, text))
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(ContentError, match=r"not a readable \.xml file"):
+        check_content(tmp_path / "model.xml")

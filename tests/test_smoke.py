@@ -76,9 +76,19 @@ def exports(made: Path, options: list[str], capsys: pytest.CaptureFixture[str]) 
     pl.DataFrame({"item_id": ["n3"], "title": ["thing 5"]}).write_parquet(items)
     more = ["export", "append", str(items), f"{out}3", "--graph", str(out), *options]
     assert run(more, capsys)["appended"]["of"] == len(before) + 3
+    encoder = run(["export", "text-encoder", *options], capsys)
+    assert encoder["cosine_min"] > 0.98 and (Path(encoder["path"]) / "tokenizer.json").is_file()
+    written = [encoder["path"]]
+    if find_spec("openvino"):
+        converted = run(["export", "openvino", *options], capsys)
+        assert converted["parity"]["overlap"] > 0.99
+        written.append(converted["path"])
     if find_spec("tritonclient"):
         repository = run(["export", "triton", *options], capsys)
+        written.append(repository["path"])
         assert (Path(repository["path"]) / "recommender/1/model.onnx").is_file()
+    for path in written:
+        assert run(["export", "describe", path], capsys)["digest"]
 
 
 def run(command: list[str], capsys: pytest.CaptureFixture[str], said: str = "") -> dict:

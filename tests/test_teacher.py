@@ -17,12 +17,13 @@ from distill.evaluation import Validator
 from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
-from distill.text import _encode_resumably, build_text, encode, load_text, prompt_of
+from distill.text import _encode_resumably, build_text, encode, load_text
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
 from recdistill.cli import main
 from recommender.config import OptimSection
+from recommender.prompt import prompt_of
 from recommender.split import Sequences
 from recommender.windows import TrainingWindows
 from tests.conftest import make_llm

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: reads the exported ONNX graph as it is."""
+"""OpenVINO on the CPU: reads the exported ONNX graph as it is, or converted to files of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from foundation.artifact import Unavailable
 from recommender.runtimes.base import HISTORY, INPUTS, GraphRecommender
+
+IR, IR_WEIGHTS = "model.xml", "model.bin"
 
 
 class OpenVinoRecommender(GraphRecommender):

@@ -46,6 +46,12 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
         graph = open_graph(runtime, path, num_threads)
         precision = artifact.kind.removeprefix("onnx").lstrip("-") or graph.precision
         return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"], path)
+    if artifact.kind == "student":
+        from benchmark.baselines import open_baseline
+        from recommender.ranking import EVALUATION_K
+
+        baseline = open_baseline(runtime, artifact, num_threads, EVALUATION_K)
+        return Opened(baseline, f"{runtime} cpu", "fp32", artifact.metrics.get("num_parameters", 0))
     if artifact.kind == "openvino":
         from recommender.runtimes.openvino import IR, IR_WEIGHTS, OpenVinoRecommender
 

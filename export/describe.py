@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from export.triton import check_repository
 from foundation import console
 from foundation.artifact import Artifact, ArtifactError, opens
 from recommender.runtimes.base import GRAPH, ITEM_IDS
@@ -29,7 +30,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     if artifact.kind == "text-encoder":
         return found | _graph(onnx.load(artifact.file(ENCODER)), 0)
     if artifact.kind == "triton":
-        return found | {"models": artifact.metrics["models"]}
+        return found | {"models": check_repository(artifact)}
     if artifact.kind == "openvino":
         return found | {"openvino": artifact.metrics["openvino"]}
     if artifact.kind == "tensorrt":

@@ -21,7 +21,11 @@ def build_ir(graph: Artifact, sequences: Sequences, section: ExportSection, draf
     except ImportError:
         raise Unavailable("OpenVINO is not installed; `pip install -e .[openvino]`") from None
     source = graph.file(GRAPH)
-    openvino.save_model(openvino.convert_model(str(source)), draft.path / IR, compress_to_fp16=False)
+    model = openvino.convert_model(str(source))
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if operation.get_type_name() not in ("Parameter", "Result"):  # others' names count what this process converted before
+            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    openvino.save_model(model, draft.path / IR, compress_to_fp16=False)
     shutil.copyfile(graph.file(ITEM_IDS), draft.path / ITEM_IDS)
     requests = parity_requests(sequences, section.parity_histories, section.k)
     expected = answers(OnnxRecommender(source), requests, section.k)

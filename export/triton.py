@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from export.config import TritonSection
-from foundation.artifact import Artifact, Draft, Unavailable
+from foundation.artifact import Artifact, Draft, Unavailable, opens
 from recommender.runtimes.base import GRAPH, ITEM_IDS
 
 CONFIG = "config.pbtxt"
@@ -105,6 +105,20 @@ def model_config(
         parameters=threads | {"recdistill.graph": {"string_value": digest}},
     )
     return text_format.MessageToString(config)
+
+
+@opens
+def check_repository(repository: Artifact) -> list[str]:
+    """The models of a repository, each with its graph and configuration checked."""
+    repository.verify()
+    models = sorted({name.split("/")[0] for name in repository.manifest["files"]})
+    graphs = [repository.path / name for name in repository.manifest["files"] if name.endswith(GRAPH)]
+    if not graphs:
+        raise TritonError(f"{repository.path} has no ONNX graph")
+    signature = signature_of(onnx.load(graphs[0]))
+    for model in models:
+        check_model(repository.path / model, signature)
+    return models
 
 
 def check_model(folder: Path, signature: Mapping[str, Mapping[str, tuple[str, list[int]]]]) -> None:

@@ -122,6 +122,20 @@ def _use_llm(artifact: Any, num_items: int) -> None:
     assert load_body(artifact)(input_ids=tokens).last_hidden_state.isfinite().all(), "states that are not finite"
 
 
+def _use_text_encoder(artifact: Any, num_items: int) -> None:
+    import numpy as np
+
+    from recommender.runtimes.text_encoder import open_text_encoder
+
+    assert np.isfinite(open_text_encoder(artifact).encode(["thing 1"])).all(), "vectors that are not finite"
+
+
+def _use_triton(artifact: Any, num_items: int) -> None:
+    from export.triton import check_repository
+
+    check_repository(artifact)
+
+
 _USES: dict[str, Callable[[Any, int], None]] = {
     "dataset": _use_dataset,
     "item-text": _use_text,
@@ -129,7 +143,9 @@ _USES: dict[str, Callable[[Any, int], None]] = {
     "llm": _use_llm,
     **dict.fromkeys(("control-id", "control-text", "student"), _use_student),
     **dict.fromkeys(("popularity", "item-knn", "onnx", "onnx-int8", "onnx-int4"), _use_variant),
-    **dict.fromkeys(("teacher", "teacher-int8", "teacher-nf4"), _use_variant),
+    **dict.fromkeys(("teacher", "teacher-int8", "teacher-nf4", "openvino", "onnx-int8-qdq"), _use_variant),
+    "text-encoder": _use_text_encoder,
+    "triton": _use_triton,
 }
 
 

@@ -52,7 +52,17 @@ NOT_REPRODUCIBLE = "student-trt"  # TensorRT-RTX 1.7 gives other bytes from buil
 PRELOADED = ("torch.onnx", "onnxscript", "onnxruntime.quantization", "peft", "bitsandbytes", "tensorrt_rtx", "recdistill.cli")
 PRELOADED += ("recdistill.pipeline", "benchmark.report", "benchmark.variants", "distill.audit", "distill.train_teacher")
 PRELOADED += ("distill.train_student", "quantize.graph", "quantize.llm", "export.onnx_graph", "export.tensorrt_engine")
-CHAIN = (["distill"], ["quantize"], ["export", "tensorrt"])
+PRELOADED += ("export.append", "export.openvino_ir", "export.text_encoder", "export.triton", "openvino", "tritonclient.grpc")
+NEW_ITEMS, APPENDED = "{work}/new-items.parquet", "{runs}/chain/appended"
+CHAIN = (
+    ["distill"],
+    ["quantize"],
+    ["export", "tensorrt"],
+    ["export", "openvino"],
+    ["export", "triton"],
+    ["export", "text-encoder"],
+    ["export", "append", NEW_ITEMS, APPENDED],
+)
 
 
 def main() -> None:
@@ -86,10 +96,13 @@ def main() -> None:
 
 
 def _write_sources(work: Path) -> None:
+    import polars as pl
+
     from tests.constructed import write_chain_dataset, write_tiny_llm
 
     write_chain_dataset(work / "chain", num_users=60)
     write_tiny_llm(work / "tiny-llm", num_layers=1)
+    pl.DataFrame({"item_id": ["n1", "n2"], "title": ["thing 12", "thing 71"]}).write_parquet(NEW_ITEMS.format(work=work))
 
 
 def preload() -> None:
@@ -138,7 +151,8 @@ def chain(work: Path, runs: Path, stages: tuple[list[str], ...] = CHAIN) -> int:
 
     options = ["--recipe", RECIPE, "--data", str(work / "chain"), "--teacher", str(work / "tiny-llm"), "--runs", str(runs)]
     options += [word for override in SMALL for word in ("--set", override)]
-    return next((code for stage in stages if (code := recdistill([*stage, *options]))), 0)
+    whole = [[word.format(work=work, runs=runs) for word in stage] for stage in stages]
+    return next((code for stage in whole if (code := recdistill([*stage, *options]))), 0)
 
 
 def watched_chain(work: Path, runs: Path) -> int:
@@ -282,8 +296,13 @@ def _stage_of(name: str) -> tuple[list[str], ...]:
         return (["export", "onnx"],)
     if last.startswith(("student-int", "teacher-")):
         return (["quantize"],)
-    if last == "student-trt":
-        return (["export", "tensorrt"],)
+    if last == "appended":
+        return (CHAIN[-1],)
+    for made, target in (("student-trt", "tensorrt"), ("student-openvino", "openvino"), ("student-triton", "triton")):
+        if last == made:
+            return (["export", target],)
+    if last == "text-encoder":
+        return (["export", "text-encoder"],)
     return (["distill"],)
 
 

@@ -9,26 +9,30 @@ from __future__ import annotations
 import copy
 import math
 
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.graph import dynamic_dimensions
+from export.to_onnx import to_onnx
 from recommender.student import Block, Student
 
+_OPSET = 21
 
-class PlainGraph(nn.Module):
-    """history int64[B, L], zeros in front, to item_index int64[B, K] and score float32[B, K]."""
+
+class PlainEncoder(nn.Module):
+    """history int64[B, L], zeros in front, to the hidden state after its last item, float32[B, D]."""
 
     table_ID: Tensor
 
-    def __init__(self, student: Student, k: int) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
-        self.k = k
         with torch.no_grad():
             self.register_buffer("table_ID", student.items().clone())
         self.student = copy.deepcopy(student).eval()
 
-    def forward(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, history_BL: Tensor) -> Tensor:
         recent_BL = history_BL[:, -self.student.section.max_length :]
         position_L = torch.arange(recent_BL.shape[1])
         distance_LL = position_L[:, None] - position_L[None, :]
@@ -37,8 +41,18 @@ class PlainGraph(nn.Module):
         for block in self.student.blocks:
             assert isinstance(block, Block)
             hidden_BLD = _layer(block, hidden_BLD, mask_B1LL, distance_LL.clamp(min=0))
-        hidden_BLD = self.student.norm(hidden_BLD)
-        score_BI = hidden_BLD[:, -1] @ self.table_ID.T
+        return self.student.norm(hidden_BLD)[:, -1]
+
+
+class PlainGraph(nn.Module):
+    """history int64[B, L], zeros in front, to item_index int64[B, K] and score float32[B, K]."""
+
+    def __init__(self, student: Student, k: int) -> None:
+        super().__init__()
+        self.k, self.encoder = k, PlainEncoder(student)
+
+    def forward(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
+        score_BI = self.encoder(history_BL) @ self.encoder.table_ID.T
         score_BI = score_BI.scatter(1, F.pad(history_BL, (1, 0)), -torch.inf)
         score_BK, index_BK = score_BI.topk(self.k, dim=1)
         return index_BK, score_BK
@@ -55,3 +69,9 @@ def _layer(block: Block, hidden_BLD: Tensor, mask_B1LL: Tensor, distance_LL: Ten
     weight_BHLL = score_BHLL.masked_fill(~mask_B1LL, torch.finfo(score_BHLL.dtype).min).softmax(-1)
     hidden_BLD = hidden_BLD + block.output((weight_BHLL @ value_BHLd).transpose(1, 2).flatten(2))
     return hidden_BLD + block.ffn_out(F.gelu(block.ffn_in(block.ffn_norm(hidden_BLD))))
+
+
+def to_plain_onnx(module: nn.Module, student: Student, outputs: tuple[str, ...]) -> onnx.ModelProto:
+    """A module of this file as ONNX, with dynamic batch and length."""
+    request = {"history_BL": torch.ones(3, student.section.max_length + 2, dtype=torch.long)}
+    return to_onnx(module, request, dynamic_dimensions(request), (("history",), outputs), _OPSET, {})

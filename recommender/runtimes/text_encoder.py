@@ -14,11 +14,21 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from foundation.artifact import Artifact, opens
 from recommender.prompt import prompt_of
 
 ENCODER, TOKENIZER, SETTINGS = "encoder.onnx", "tokenizer.json", "encoder.json"
 TOKENS, MASK, VECTOR = "tokens", "mask", "vector"
 _BATCH = 32
+
+
+@opens
+def open_text_encoder(artifact: Artifact, num_threads: int = 0) -> TextEncoder:
+    """Open what `recdistill export text-encoder` wrote, verified, and see that it answers."""
+    artifact.verify()
+    encoder = TextEncoder(artifact.path, num_threads)
+    encoder.encode(["item"])
+    return encoder
 
 
 class TextEncoder:

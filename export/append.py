@@ -10,12 +10,14 @@ Before it is kept the new graph is compared with the old one over the parity req
     order       what of the old items is left in the top K stands in its former order
     retrieved   each new item is ranked, with a score, for every history
 
-TensorRT engines are built anew from the new graph: refitting one needs a GPU, and saves nothing that takes long.
+TensorRT engines are built anew from the new graph in their precisions (`build_in_precision`, or quantized again): refitting one
+needs a GPU, and saves nothing that takes long.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ import torch
 from onnx import numpy_helper
 
 from distill.text import encode_new
+from export.config import ExportSection
+from export.graph import ServingGraph
+from export.onnx_graph import DTYPES, write_graph
 from export.parity import ParityError, Requests, answers, parity_requests
+from export.verify import require, verify_graph
 from foundation.artifact import Artifact, Draft
 from recommender.cleaning import write_items
 from recommender.data import DataError
@@ -79,6 +85,27 @@ def build_appended(
             **proof,
         },
     }
+
+
+def build_in_precision(
+    precision: str, appended: Artifact, student: Artifact, sequences: Sequences, section: ExportSection, draft: Draft
+) -> None:
+    """Write a graph of float32 that was appended to in another precision, and compare the two."""
+    path = appended.file(GRAPH)
+    model, whole = onnx.load(path), OnnxRecommender(path)
+    _check_student(appended, model, student)
+    table = next((tensor for tensor in model.graph.initializer if tensor.name == TABLE), None)
+    if table is None or table.data_type != onnx.TensorProto.FLOAT:
+        raise AppendError(f"{appended.path} has no item table of float32; append to the graph of fp32 (export.dtype)")
+    table_ID = torch.from_numpy(numpy_helper.to_array(table).copy())
+    graph = ServingGraph(load_student(student), whole.k, DTYPES[precision], table_ID)
+    write_graph(graph, list(whole.inputs), appended.metrics["opset"], student.digest, draft.path / GRAPH)
+    shutil.copyfile(appended.file(ITEM_IDS), draft.path / ITEM_IDS)
+    requests = parity_requests(sequences, section.parity_histories, whole.k)
+    checked = section.model_copy(update={"k": whole.k})
+    reference = answers(whole, requests, whole.k)
+    require(verify_graph("the graph", draft.path / GRAPH, precision, reference, requests, checked))
+    draft.metrics |= {name: appended.metrics[name] for name in ("num_parameters", "opset")}
 
 
 def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray) -> onnx.ModelProto:

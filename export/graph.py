@@ -36,11 +36,12 @@ class ServingGraph(nn.Module):
     table_ID: Tensor
     num_rows: Tensor
 
-    def __init__(self, student: Student, k: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, student: Student, k: int, dtype: torch.dtype = torch.float32, table_ID: Tensor | None = None) -> None:
+        """`table_ID` stands for the student's own, which it may continue."""
         super().__init__()
         self.k = k
         with torch.no_grad():
-            self.register_buffer("table_ID", student.items().clone().to(dtype))
+            self.register_buffer("table_ID", (student.items() if table_ID is None else table_ID).clone().to(dtype))
         self.register_buffer("num_rows", torch.tensor(len(self.table_ID)))  # of the table, which `append` lengthens
         self.student = copy.deepcopy(student).eval().to(dtype)
 

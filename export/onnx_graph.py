@@ -19,7 +19,7 @@ from recommender.runtimes.base import GRAPH, ITEM_IDS, OUTPUTS
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def build_onnx(
@@ -32,7 +32,7 @@ def build_onnx(
     if section.k >= sequences.num_items:
         raise ValueError(f"export.k = {section.k} needs a catalogue of more items than that, it has {sequences.num_items}")
     graph, precision = draft.path / GRAPH, precision or section.dtype
-    write_graph(ServingGraph(student.cpu(), section.k, _DTYPES[precision]), section.inputs, section.opset, digest, graph)
+    write_graph(ServingGraph(student.cpu(), section.k, DTYPES[precision]), section.inputs, section.opset, digest, graph)
     (draft.path / ITEM_IDS).write_text(json.dumps(sequences.item_ids))
     requests = parity_requests(sequences, section.parity_histories, section.k)
     reference = answers(StudentRecommender(student), requests, section.k)

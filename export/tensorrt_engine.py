@@ -22,10 +22,10 @@ from export.parity import Lists, Requests, answers, compare, parity_requests
 from export.verify import require, row_of
 from foundation import console
 from foundation.artifact import Artifact, Draft
+from recommender.ranking import Recommender
 from recommender.runtimes.base import CANDIDATES, EXCLUDE, GRAPH, HISTORY, ITEM_IDS
 from recommender.runtimes.tensorrt import TensorRTRecommender, TensorRTUnavailable, import_tensorrt, keeping_log
 from recommender.split import Sequences
-from recommender.student import Student, StudentRecommender
 
 
 class EngineError(RuntimeError):
@@ -33,9 +33,17 @@ class EngineError(RuntimeError):
 
 
 def build_engines(
-    graphs: Mapping[str, Artifact], student: Student, sequences: Sequences, section: ExportSection, draft: Draft
+    graphs: Mapping[str, Artifact],
+    reference: Recommender,
+    num_parameters: int,
+    sequences: Sequences,
+    section: ExportSection,
+    draft: Draft,
 ) -> None:
-    """An engine of every graph (by precision); figures for each, and what was left out, go into the metrics."""
+    """An engine of every graph (by precision); figures for each, and what was left out, go into the metrics.
+
+    `reference` is what an engine that can be run here must rank like.
+    """
     trt, flavour = import_tensorrt()
     wanted = section.tensorrt
     limits = wanted.model_copy(update={"max_length": max(wanted.max_length, int(sequences.lengths.max()))})
@@ -63,9 +71,9 @@ def build_engines(
         "max_length": limits.max_length,
         "engines": engines,
         "left_out": left_out,
-        "num_parameters": student.num_parameters,
+        "num_parameters": num_parameters,
     }
-    draft.metrics["status"] = _run(engines, StudentRecommender(student.cpu()), sequences, section, draft)
+    draft.metrics["status"] = _run(engines, reference, sequences, section, draft)
 
 
 def build_engine(
@@ -137,7 +145,7 @@ def _has(precision: str) -> bool:
 
 
 def _run(
-    engines: list[dict[str, Any]], reference: StudentRecommender, sequences: Sequences, section: ExportSection, draft: Draft
+    engines: list[dict[str, Any]], reference: Recommender, sequences: Sequences, section: ExportSection, draft: Draft
 ) -> str:
     """Run what can be run here; "ran on <device>" or "built, not run"."""
     import torch

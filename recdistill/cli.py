@@ -20,6 +20,7 @@ from foundation.recipe import load_recipe, slug
 from recdistill.supervisor import supervised
 
 if TYPE_CHECKING:
+    from foundation.artifact import Artifact
     from recdistill.pipeline import Pipeline
 
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     append = stage("append", _export_append, "new items into a graph that is there already, without training", targets)
     append.add_argument("items", type=Path, help="a Parquet table of items: item_id, title, …")
     append.add_argument("out", type=Path, help="where the graph with them goes")
+    append.add_argument("--engines", action="store_true", help="and TensorRT engines from it, beside it")
     append.add_argument("--graph", type=Path, metavar="DIR", help="the graph to start from (default: the student's)")
     stage("verify", _export_verify, "do all runtimes here rank as PyTorch does?", targets)
     described = stage(
@@ -242,13 +244,17 @@ def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export_tensorrt(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = _torch_pipeline(arguments)
     artifact = pipeline.tensorrt(pipeline.recipe.seeds[0])
+    return {"stage": "export tensorrt", **_say_engines(artifact)}
+
+
+def _say_engines(artifact: Artifact) -> dict[str, Any]:
     print(f"{artifact.metrics['flavour']} {artifact.metrics['tensorrt']}: {artifact.metrics['status']}")
     for engine in artifact.metrics["engines"]:
         size = f"{engine['bytes'] / 2**20:.2f} MiB, built in {engine['build_s']:.1f} s"
         print(f"  {artifact.path / engine['file']}: for {', '.join(engine['targets'])}, {size}")
     for left in artifact.metrics["left_out"]:
         print(f"  no {left['precision']} for {left['target']}: {left['why']}")
-    return {"stage": "export tensorrt", "path": str(artifact.path), **artifact.metrics}
+    return {"path": str(artifact.path), **artifact.metrics}
 
 
 def _export_triton(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -296,7 +302,10 @@ def _export_append(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{found['append_s']:.1f} s; old lists unchanged over {found['requests']} histories, "
         f"{found['in_some_top_k']} of the new items in a top K among them"
     )
-    return {"stage": "export append", "path": str(made.path), **made.metrics}
+    result = {"stage": "export append", "path": str(made.path), **made.metrics}
+    if arguments.engines:
+        result["engines"] = _say_engines(pipeline.appended_engines(made, pipeline.recipe.seeds[0]))
+    return result
 
 
 def _export_verify(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from recdistill.recipe import Recipe
 if TYPE_CHECKING:
     from benchmark.report import Row
     from export.verify import Row as VerifiedRow
+    from recommender.ranking import Recommender
     from recommender.split import Sequences
 
 ARMS = ("control-id", "control-text", "student")
@@ -212,13 +213,9 @@ class Pipeline:
         )
 
     def tensorrt(self, seed: int) -> Artifact:
-        from distill.device import gpu_name
-        from export.tensorrt_engine import build_engines
         from quantize.methods import ENGINE_METHODS
-        from recommender.runtimes.tensorrt import import_tensorrt
-        from recommender.student import load_student
+        from recommender.student import StudentRecommender, load_student
 
-        module, flavour = import_tensorrt()
         graphs = {
             precision: self.quantized_student(ENGINE_METHODS[precision], seed)
             if precision in ENGINE_METHODS
@@ -226,14 +223,31 @@ class Pipeline:
             for precision in self.recipe.export.tensorrt.precisions
         }
         student = self.arm("student", seed)
+        out, reference = self._seeded(seed, "student-trt"), lambda: StudentRecommender(load_student(student))
+        return self._engines(out, graphs, student, reference, student.metrics["num_parameters"], seed)
+
+    def _engines(
+        self,
+        out: Path,
+        graphs: dict[str, Artifact],
+        student: Artifact,
+        reference: Callable[[], Recommender],
+        num_parameters: int,
+        seed: int,
+    ) -> Artifact:
+        from distill.device import gpu_name
+        from export.tensorrt_engine import build_engines
+        from recommender.runtimes.tensorrt import import_tensorrt
+
+        module, flavour = import_tensorrt()
         recipe = {"export": self.recipe.export.model_dump(mode="json", exclude={"triton", "text_encoder"})}
         recipe |= {"flavour": flavour, "tensorrt": module.__version__, "gpu": gpu_name()}
 
         def build(draft: Draft) -> None:
-            build_engines(graphs, load_student(student), self.sequences, self.recipe.export, draft)
+            build_engines(graphs, reference(), num_parameters, self.sequences, self.recipe.export, draft)
 
         inputs = {"data": self.data, "student": student} | {f"onnx-{precision}": graph for precision, graph in graphs.items()}
-        return self._make(self._seeded(seed, "student-trt"), "tensorrt", recipe, inputs, build, seed)
+        return self._make(out, "tensorrt", recipe, inputs, build, seed)
 
     def openvino(self, seed: int) -> Artifact:
         from export.openvino_ir import build_ir
@@ -284,6 +298,37 @@ class Pipeline:
 
         recipe = {"items_sha256": sha256_file(items), "max_quarantined_fraction": fraction}
         return self._make(out, base.kind, recipe, inputs, build, seed)
+
+    def appended_engines(self, appended: Artifact, seed: int) -> Artifact:
+        """The engines of a graph that was appended to, beside it; so are its graphs in their precisions."""
+        from export.append import build_in_precision
+        from quantize.graph import build_quantized_graph
+        from quantize.methods import ENGINE_METHODS
+        from recommender.runtimes.base import GRAPH
+        from recommender.runtimes.onnxruntime import OnnxRecommender
+
+        student, section = self.arm("student", seed), self.recipe.export
+
+        def in_precision(precision: str) -> Artifact:
+            method = ENGINE_METHODS.get(precision)
+
+            def build(draft: Draft) -> None:
+                if method:
+                    build_quantized_graph(method, appended, self.sequences, self.recipe.quantize, draft)
+                else:
+                    build_in_precision(precision, appended, student, self.sequences, section, draft)
+
+            name, recipe = method or precision, self._sections("quantize") if method else {"export": section.of_graph()}
+            inputs = {"data": self.data, "onnx": appended, "student": student}
+            return self._make(
+                appended.path.with_name(f"{appended.path.name}-{name}"), f"onnx-{name}", recipe, inputs, build, seed
+            )
+
+        graphs = {
+            precision: appended if precision == "fp32" else in_precision(precision) for precision in section.tensorrt.precisions
+        }
+        out, reference = appended.path.with_name(f"{appended.path.name}-trt"), lambda: OnnxRecommender(appended.file(GRAPH))
+        return self._engines(out, graphs, student, reference, appended.metrics["num_parameters"], seed)
 
     def verified(self, seed: int) -> Iterator[VerifiedRow]:
         """The student's graphs, in every runtime here, against the student in PyTorch."""

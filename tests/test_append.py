@@ -13,7 +13,7 @@ import torch
 
 from distill.config import TextSection
 from distill.text import build_text, encode_new, load_text
-from export.append import AppendError, append_rows, build_appended, prove
+from export.append import AppendError, append_rows, build_appended, build_in_precision, prove
 from export.config import ExportSection
 from export.onnx_graph import build_onnx
 from export.parity import ParityError
@@ -165,3 +165,28 @@ def test_a_thousand_items(graph: Artifact, sequences: Sequences, tmp_path: Path)
     found = prove(graph.file(GRAPH), tmp_path / GRAPH, sequences.num_items, 1000, sequences)
     assert found["requests"] == 200 and found["max_score_difference"] <= 1e-5
     assert found["in_some_top_k"] > 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_appended_graph_in_another_precision(
+    student: Artifact, sequences: Sequences, tmp_path: Path, graph: Artifact, appended, precision: str
+) -> None:
+    """The new items are there in it, and rank as in the graph of float32; a graph of half precision cannot go back."""
+    if precision == "bf16":
+        pytest.importorskip("openvino", reason="it alone runs bf16 on a CPU")
+    made = appended(new_items(0, 5))
+    table = next(tensor for tensor in onnx.load(made.file(GRAPH)).graph.initializer if tensor.name == "table_ID")
+    build = lambda draft: build_in_precision(precision, made, student, sequences, SECTION, draft)  # noqa: E731
+    if table.data_type != onnx.TensorProto.FLOAT:
+        with pytest.raises(AppendError, match="append to the graph of fp32"):
+            make(tmp_path / "again", f"onnx-{precision}", recipe={}, inputs={}, build=build)
+        return
+    again = make(tmp_path / "again", f"onnx-{precision}", recipe={}, inputs={}, build=build)
+    tables = [tensor for tensor in onnx.load(again.file(GRAPH)).graph.initializer if tensor.name == "table_ID"]
+    assert tables[0].dims[0] == table.dims[0] and again.file(ITEM_IDS).read_bytes() == made.file(ITEM_IDS).read_bytes()
+    kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+    assert tables[0].data_type == kinds[precision]
+    if precision != "bf16":
+        history_BL = np.array([[3, 1, len(json.loads(made.file(ITEM_IDS).read_bytes()))]])
+        expected, found = (OnnxRecommender(a.file(GRAPH)).recommend(history_BL, K)[1] for a in (made, again))
+        assert np.allclose(expected, found, atol=1e-5 if precision == "fp32" else 1e-2)

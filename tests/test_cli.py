@@ -31,7 +31,7 @@ COMMANDS = {
     "quantize": COMMON,
     "export onnx": COMMON,
     "export tensorrt": COMMON,
-    "export append": sorted([*COMMON, "--graph", "items", "out"]),
+    "export append": sorted([*COMMON, "--engines", "--graph", "items", "out"]),
     "export triton": COMMON,
     "export openvino": COMMON,
     "export aotinductor": sorted([*COMMON, "out"]),

@@ -288,7 +288,7 @@ def test_an_engine_of_every_precision_is_built(
         "tensorrt",
         recipe={},
         inputs={},
-        build=lambda draft: build_engines(graphs, student, catalogue, section, draft),
+        build=lambda draft: build_engines(graphs, StudentRecommender(student), 0, catalogue, section, draft),
     )
     found = {engine["precision"]: engine for engine in built.metrics["engines"]}
     assert set(found) == set(graphs)
@@ -373,7 +373,7 @@ def test_tensorrt_engine_runs_and_agrees(
         "tensorrt",
         recipe={},
         inputs={},
-        build=lambda draft: build_engines(graphs, student, catalogue, SECTION, draft),
+        build=lambda draft: build_engines(graphs, StudentRecommender(student), 0, catalogue, SECTION, draft),
     )
     assert built.metrics["status"].startswith("ran on")
     for engine in built.metrics["engines"]:

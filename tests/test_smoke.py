@@ -70,7 +70,9 @@ def exports(made: Path, options: list[str], capsys: pytest.CaptureFixture[str]) 
 
     items, out = made / "new.parquet", made / "onnx/student-v2"
     pl.DataFrame({"item_id": ["n1", "n2"], "title": ["thing 12", "thing 71"]}).write_parquet(items)
-    run(["export", "append", str(items), str(out), *options], capsys, said="making")
+    engines = ["--engines"] if find_spec("tensorrt_rtx") else []
+    added = run(["export", "append", str(items), str(out), *engines, *options], capsys, said="making")
+    assert not engines or [engine["precision"] for engine in added["engines"]["engines"]] == ["fp32"]
     before, after = (json.loads((folder / "item_ids.json").read_text()) for folder in (made / "onnx/student", out))
     assert after == [*before, "n1", "n2"]
     pl.DataFrame({"item_id": ["n3"], "title": ["thing 5"]}).write_parquet(items)

@@ -243,7 +243,8 @@ def engines(arguments: argparse.Namespace, work: Path, ledger: dict[str, Any]) -
     graphs = _graphs(pipeline, arguments.arm, work, floats, tuple(ENGINE_METHODS.values()))
     by_precision = {precision: graphs[ENGINE_METHODS.get(precision, precision)] for precision in wanted}
     student = load_student(pipeline.arm(arguments.arm, pipeline.recipe.seeds[0]))
-    build = lambda draft: build_engines(by_precision, student, pipeline.sequences, section, draft)  # noqa: E731
+    reference, parameters = StudentRecommender(student), student.num_parameters
+    build = lambda draft: build_engines(by_precision, reference, parameters, pipeline.sequences, section, draft)  # noqa: E731
     made = make(work / "engines", "tensorrt", recipe={}, inputs={}, build=build)
     kept = ("flavour", "precision", "targets", "bytes", "build_s")
     return {

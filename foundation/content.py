@@ -182,6 +182,8 @@ def _onnx_tensors(graph: Any) -> Any:
 def _check_ir(path: Path) -> None:
     """A graph of OpenVINO: XML that refers to ranges of the .bin file beside it."""
     text, weights = path.read_bytes(), path.with_suffix(".bin")
+    if weights.is_symlink() or not weights.is_file():
+        raise ContentError(f"{path} needs its weights, {weights.name}, beside it")
     if len(text) > MAX_JSON_BYTES or b"<!" in text:  # no declarations: no entities that expand or name other files
         raise ContentError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, or has declarations, which no such graph needs")
     root = ElementTree.fromstring(text)

@@ -635,6 +635,10 @@ def test_a_graph_of_openvino_is_checked_with_its_weights(tmp_path: Path) -> None
     ):
         with pytest.raises(ContentError, match=said):
             check_content(write_ir(tmp_path, text))
+    write_ir(tmp_path)
     (tmp_path / "model.bin").unlink()
-    with pytest.raises(ContentError, match=r"not a readable \.xml file"):
+    with pytest.raises(ContentError, match=r"needs its weights, model\.bin"):
+        check_content(tmp_path / "model.xml")
+    (tmp_path / "model.bin").symlink_to("/dev/zero")
+    with pytest.raises(ContentError, match=r"needs its weights, model\.bin"):
         check_content(tmp_path / "model.xml")

@@ -91,5 +91,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(text: str, default: str = "") -> str:
-    """The first line of what was said, not endless."""
-    return (text.strip().splitlines() or [default])[0][:300]
+    """The first line of what was said that says something, not endless."""
+    lines = [
+        line for line in text.strip().splitlines() if not line.startswith("Exception from ")
+    ]  # OpenVINO's places in its code
+    return (lines or [default])[0][:300]

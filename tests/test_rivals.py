@@ -1,0 +1,63 @@
+"""What the exported graph is compared with for speed gives the same lists: only the time differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from benchmark.baselines import METHODS
+from benchmark.baselines.plain_graph import PlainGraph, to_plain_onnx
+from benchmark.variants import open_variant
+from foundation.artifact import Artifact, make
+from recommender.config import StudentSection
+from recommender.runtimes.base import GRAPH
+from recommender.runtimes.onnxruntime import OnnxRecommender
+from recommender.student import Student, StudentRecommender, load_student, save_student
+
+K, NUM_ITEMS = 20, 300
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    section = StudentSection(hidden_size=16, num_layers=2, max_length=10)
+
+    def build(draft) -> None:
+        torch.manual_seed(0)
+        drawn = Student(section, NUM_ITEMS, None)
+        with torch.no_grad():
+            for parameter in drawn.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        save_student(drawn, draft)
+
+    recipe = {"student": section.model_dump(mode="json")}
+    return make(tmp_path_factory.mktemp("student") / "s", "student", recipe=recipe, inputs={}, build=build)
+
+
+def histories() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    padded = np.concatenate([np.zeros((4, 5), int), rng.integers(1, NUM_ITEMS, (4, 8))], axis=1)
+    return [rng.integers(1, NUM_ITEMS, (3, 7)), rng.integers(1, NUM_ITEMS, (1, 25)), padded]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("pytorch-compiled", "aotinductor")])
+def test_rivals_answer_as_the_student_does(student: Artifact, method: str) -> None:
+    """Those that compile are measured by `tools/export_figures.py`, and AOTInductor has tests of its own."""
+    rival, reference = open_variant(student, 1, method).recommender, StudentRecommender(load_student(student))
+    for history_BL in histories():
+        expected, found = reference.recommend(history_BL, K), rival.recommend(history_BL, K)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_the_plain_graph_answers_as_the_student_does(student: Artifact, tmp_path: Path) -> None:
+    opened = load_student(student)
+    onnx.save(to_plain_onnx(PlainGraph(opened, K), opened, ("item_index", "score")), tmp_path / GRAPH)
+    (tmp_path / "item_ids.json").write_text(json.dumps([str(number) for number in range(NUM_ITEMS)]))
+    plain, reference = OnnxRecommender(tmp_path / GRAPH, 1), StudentRecommender(opened)
+    for history_BL in histories():
+        np.testing.assert_array_equal(plain.recommend(history_BL, K)[0], reference.recommend(history_BL, K)[0])

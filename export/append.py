@@ -42,7 +42,7 @@ from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
 from recommender.student import load_student
 
-TABLE, ROWS = "table_ID", "num_rows"
+TABLE, ROWS, FIRST, PROJECTION = "table_ID", "num_rows", "first_RI", "projection_DR"
 _CLOSE = 1e-5  # of scores; a product of another width may be summed in another order
 _PROVEN_REQUESTS = 200
 
@@ -98,7 +98,7 @@ def build_in_precision(
     if table is None or table.data_type != onnx.TensorProto.FLOAT:
         raise AppendError(f"{appended.path} has no item table of float32; append to the graph of fp32 (export.dtype)")
     table_ID = torch.from_numpy(numpy_helper.to_array(table).copy())
-    graph = ServingGraph(load_student(student), whole.k, DTYPES[precision], table_ID)
+    graph = ServingGraph(load_student(student), whole.k, DTYPES[precision], section.first_stage, table_ID)
     write_graph(graph, list(whole.inputs), appended.metrics["opset"], student.digest, draft.path / GRAPH)
     shutil.copyfile(appended.file(ITEM_IDS), draft.path / ITEM_IDS)
     requests = parity_requests(sequences, section.parity_histories, whole.k)
@@ -118,13 +118,18 @@ def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray) -> onnx.ModelProto:
     if rows_ND.shape[1] != table_ID.shape[1]:
         raise AppendError(f"the rows have {rows_ND.shape[1]} dimensions, the graph's items {table_ID.shape[1]}")
     longer_ID = np.concatenate([table_ID, rows_ND.astype(table_ID.dtype)])
+    longer = {TABLE: longer_ID}
+    if FIRST in constants:
+        first_RI, projection_DR = (numpy_helper.to_array(constants[name]) for name in (FIRST, PROJECTION))
+        first_RN = (rows_ND @ projection_DR.astype(np.float32)).T.astype(first_RI.dtype)
+        longer[FIRST] = np.concatenate([first_RI, first_RN], axis=1)
     for name, tensor in constants.items():
         if len(table_ID) not in tensor.dims:
             continue
-        value = numpy_helper.to_array(tensor)
-        if name != TABLE and not np.array_equal(value, table_ID.T):  # the exporter folds the transpose of a small table
+        if name not in longer and not np.array_equal(numpy_helper.to_array(tensor), table_ID.T):
             raise AppendError(f"{name!r} of this graph has a row for each item as well, which cannot be lengthened")
-        tensor.CopyFrom(numpy_helper.from_array(longer_ID if name == TABLE else np.ascontiguousarray(longer_ID.T), name))
+        # the exporter folds the transpose of a small table
+        tensor.CopyFrom(numpy_helper.from_array(longer.get(name, np.ascontiguousarray(longer_ID.T)), name))
     constants[ROWS].CopyFrom(numpy_helper.from_array(np.array(len(longer_ID), np.int64), ROWS))
     del model.graph.value_info[:]  # shapes with the old number of items; readers infer them
     onnx.checker.check_model(model, full_check=True)
@@ -178,9 +183,10 @@ def _moved(before_K: np.ndarray, score_K: np.ndarray, after_K: np.ndarray) -> bo
 def _returning(model: onnx.ModelProto, k: int) -> onnx.ModelProto:
     """A copy that returns `k` items."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
-    node = next(node for node in model.graph.node if node.op_type == "TopK")
     model.graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), "whole_k"))
-    node.input[1] = "whole_k"
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            node.input[1] = "whole_k"
     for output in model.graph.output:
         assert output.name in OUTPUTS
         output.type.tensor_type.shape.dim[1].dim_value = k

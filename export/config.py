@@ -95,6 +95,10 @@ class ExportSection(Section):
     k: int = Field(default=20, ge=10, le=3840, description="items returned; TensorRT's TopK allows at most 3840")
     dtype: Literal["fp32", "fp16"] = Field(default="fp32", description="of the table, the encoder and their products")
     inputs: list[GraphInput] = Field(default=[], description="optional inputs of the graph, beside the history")
+    first_stage_dims: int = Field(
+        default=0, ge=0, description="large catalogues: score all items in so many principal components first; 0 = exactly"
+    )
+    first_stage_items: int = Field(default=256, ge=1, le=3840, description="the best of which are then scored exactly")
     opset: int = Field(default=21, ge=18, le=24)
     parity_histories: int = Field(default=1000, ge=1)
     min_overlap: float = Field(
@@ -105,6 +109,11 @@ class ExportSection(Section):
     triton: TritonSection = TritonSection()
     text_encoder: TextEncoderSection = TextEncoderSection()
 
+    @property
+    def first_stage(self) -> tuple[int, int]:
+        """(dimensions, items) of the first of two stages; 0 dimensions: there is one."""
+        return self.first_stage_dims, self.first_stage_items
+
     def of_graph(self) -> dict[str, Any]:
         """The keys on which an exported graph depends."""
         return self.model_dump(mode="json", exclude={"tensorrt", "triton", "text_encoder"})
@@ -113,6 +122,9 @@ class ExportSection(Section):
     def _once_each(self) -> ExportSection:
         if len(set(self.inputs)) < len(self.inputs):
             raise Contradiction(f"export.inputs = {self.inputs} names one twice", "export.inputs")
+        if self.first_stage_dims and self.first_stage_items < self.k:
+            names = ("export.first_stage_items", "export.k")
+            raise Contradiction(f"{names[0]} = {self.first_stage_items} is less than {names[1]} = {self.k}", *names)
         largest = self.tensorrt.profiles[-1][1]
         if self.triton.max_batch_size > largest:
             asked = self.triton.max_batch_size

@@ -11,6 +11,9 @@ items seen in the history, and TopK. B and L are dynamic; an index the table doe
              exclude     int64[B, E]    items not to be returned, whatever the reason; 0 = none
              candidates  int64[B, C]    the only items scored; 0 = none; ties to the earlier one, an item is listed once
              query       float32[B, Z]  the text vector of what the user asks for; zeros = nothing
+
+With `export.first_stage_dims` the catalogue is scored in two stages: all items in their first R principal components, then the
+best N of them exactly. The lists are exact where the N hold the top K; the export's comparison with PyTorch says how often.
 """
 
 from __future__ import annotations
@@ -34,14 +37,31 @@ class ServingGraph(nn.Module):
     """A student as one function of a request; computes in `dtype`, scores are compared in float32."""
 
     table_ID: Tensor
+    projection_DR: Tensor
+    first_RI: Tensor
     num_rows: Tensor
 
-    def __init__(self, student: Student, k: int, dtype: torch.dtype = torch.float32, table_ID: Tensor | None = None) -> None:
-        """`table_ID` stands for the student's own, which it may continue."""
+    def __init__(
+        self,
+        student: Student,
+        k: int,
+        dtype: torch.dtype = torch.float32,
+        first_stage: tuple[int, int] = (0, 0),
+        table_ID: Tensor | None = None,
+    ) -> None:
+        """`first_stage` is (R, N), R = 0: one stage; `table_ID` stands for the student's own, which it may continue."""
         super().__init__()
-        self.k = k
+        self.k, (num_dims, self.first_items) = k, first_stage
+        self.two_stages = num_dims > 0
         with torch.no_grad():
-            self.register_buffer("table_ID", (student.items() if table_ID is None else table_ID).clone().to(dtype))
+            whole_ID = student.items() if table_ID is None else table_ID
+            self.register_buffer("table_ID", whole_ID.clone().to(dtype))
+            if self.two_stages:
+                self._check_stages(num_dims)
+                axes_DD, _, _ = torch.linalg.svd(whole_ID.T @ whole_ID)
+                projection_DR = axes_DD[:, :num_dims].contiguous()
+                self.register_buffer("projection_DR", projection_DR.to(dtype))
+                self.register_buffer("first_RI", (whole_ID @ projection_DR).T.contiguous().to(dtype))
         self.register_buffer("num_rows", torch.tensor(len(self.table_ID)))  # of the table, which `append` lengthens
         self.student = copy.deepcopy(student).eval().to(dtype)
 
@@ -58,7 +78,13 @@ class ServingGraph(nn.Module):
         never_BL = F.pad(history_BL, (1, 0))  # what was seen, and padding, which a full history does not hold
         if exclude_BE is not None:
             never_BL = torch.cat([never_BL, self._known(exclude_BE)], dim=1)
-        if candidates_BC is None:
+        if candidates_BC is None and self.two_stages:
+            first_BI = (hidden_BD @ self.projection_DR @ self.first_RI).float().scatter(1, never_BL, -torch.inf)
+            first_BN, index_BN = first_BI.topk(self.first_items, dim=1)
+            score_BN = (F.embedding(index_BN, self.table_ID) @ hidden_BD[:, :, None])[:, :, 0].float()
+            score_BK, place_BK = score_BN.masked_fill(first_BN == -torch.inf, -torch.inf).topk(self.k, dim=1)
+            index_BK = index_BN.gather(1, place_BK)
+        elif candidates_BC is None:
             score_BI = (hidden_BD @ self.table_ID.T).float().scatter(1, never_BL, -torch.inf)
             score_BK, index_BK = score_BI.topk(self.k, dim=1)
         else:
@@ -69,6 +95,13 @@ class ServingGraph(nn.Module):
             score_BK, place_BK = score_BC.topk(self.k, dim=1)
             index_BK = F.pad(candidates_BC, (0, self.k)).gather(1, place_BK)
         return torch.where(score_BK > -torch.inf, index_BK, 0), score_BK
+
+    def _check_stages(self, num_dims: int) -> None:
+        rows, size = self.table_ID.shape
+        if num_dims >= size:
+            raise ValueError(f"export.first_stage_dims = {num_dims} must be less than the {size} dimensions of the items")
+        if self.first_items >= rows - 1:
+            raise ValueError(f"export.first_stage_items = {self.first_items} of {rows - 1} items saves nothing; leave it out")
 
     def _known(self, index_BL: Tensor) -> Tensor:
         return torch.where((index_BL > 0) & (index_BL < self.num_rows), index_BL, 0)

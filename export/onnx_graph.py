@@ -32,7 +32,13 @@ def build_onnx(
     if section.k >= sequences.num_items:
         raise ValueError(f"export.k = {section.k} needs a catalogue of more items than that, it has {sequences.num_items}")
     graph, precision = draft.path / GRAPH, precision or section.dtype
-    write_graph(ServingGraph(student.cpu(), section.k, DTYPES[precision]), section.inputs, section.opset, digest, graph)
+    write_graph(
+        ServingGraph(student.cpu(), section.k, DTYPES[precision], section.first_stage),
+        section.inputs,
+        section.opset,
+        digest,
+        graph,
+    )
     (draft.path / ITEM_IDS).write_text(json.dumps(sequences.item_ids))
     requests = parity_requests(sequences, section.parity_histories, section.k)
     reference = answers(StudentRecommender(student), requests, section.k)

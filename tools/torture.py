@@ -152,7 +152,10 @@ def chain(work: Path, runs: Path, stages: tuple[list[str], ...] = CHAIN) -> int:
     options = ["--recipe", RECIPE, "--data", str(work / "chain"), "--teacher", str(work / "tiny-llm"), "--runs", str(runs)]
     options += [word for override in SMALL for word in ("--set", override)]
     whole = [[word.format(work=work, runs=runs) for word in stage] for stage in stages]
-    return next((code for stage in whole if (code := recdistill([*stage, *options]))), 0)
+    try:
+        return next((code for stage in whole if (code := recdistill([*stage, *options]))), 0)
+    except KeyboardInterrupt:  # between two commands, of which each names its own
+        return 128 + signal.SIGINT
 
 
 def watched_chain(work: Path, runs: Path) -> int:

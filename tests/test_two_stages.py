@@ -113,6 +113,20 @@ def test_new_items_go_into_both_stages(graph: Artifact, sequences: Sequences, tm
     assert prove(graph.file(GRAPH), tmp_path / GRAPH, sequences.num_items, 5, sequences)["max_score_difference"] < 1e-4
 
 
+def test_items_are_appended_where_the_first_stage_is_not_exact(sequences: Sequences, tmp_path: Path) -> None:
+    """The proof compares what both graphs score, not which items their first stages happen to lose."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    old, new = (tmp_path / name / GRAPH for name in ("old", "new"))
+    student = drawn(sequences.num_items, noise=2.0)
+    write_graph(ServingGraph(student, K, first_stage=(6, 14)), [], 21, "", old)
+    lists = OnnxRecommender(old).recommend(np.arange(1, 41)[:, None], K)[0]
+    exact = StudentRecommender(student).recommend(np.arange(1, 41)[:, None], K)[0]
+    assert (lists != exact).any()
+    onnx.save(append_rows(onnx.load(old), np.random.default_rng(0).normal(size=(3, SIZE)).astype(np.float32)), new)
+    assert prove(old, new, sequences.num_items, 3, sequences)["max_score_difference"] < 1e-4
+
+
 def graph_table(graph: Artifact) -> np.ndarray:
     model = onnx.load(graph.file(GRAPH))
     return next(onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == "table_ID")

@@ -35,7 +35,8 @@ STAGE_BEFORE = {
     "control-text": "control-id",
     "teacher": "control-text",
     "student": "teacher",
-    **dict.fromkeys(("student-openvino", "student-int8", "student-int4", "student-trt"), "student"),
+    **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),
+    **dict.fromkeys(("student-int8", "student-int4", "student-trt"), "student"),
     **dict.fromkeys(("teacher-int8", "teacher-nf4"), "teacher"),
 }
 ALL = "all users"

@@ -13,6 +13,7 @@ class BenchmarkSection(Section):
     rounds: int = Field(default=5, ge=1, description="fresh processes per variant; ratios need at least 5")
     num_threads: int = Field(default=2, ge=1)
     num_histories: int = Field(default=1000, ge=1, description="test histories that requests are drawn from")
+    max_users: int = Field(default=0, ge=0, description="whose rankings are judged, drawn once; 0 = all")
     batch_size: int = Field(default=64, ge=1)
     k: int = Field(default=20, ge=10)
     single_s: float = Field(default=1.5, gt=0, description="a single-stream run lasts at least this long, and ten requests")
@@ -21,6 +22,14 @@ class BenchmarkSection(Section):
     server_s: float = Field(default=3.0, gt=0, description="each step of the search for the highest rate lasts this long")
     max_p99_s: float = Field(default=0.05, gt=0, description="the bound on p99 that a rate must hold")
     warmup_s: float = Field(default=0.3, ge=0)
-    full: bool = Field(default=False, description="search the highest rate, and sweep batch sizes (make bench-full)")
+    full: bool = Field(
+        default=False,
+        description="also: the highest rate, sweeps of batch and catalogue, PyTorch and AOTInductor (make bench-full)",
+    )
+    endpoint: str = Field(
+        default="",
+        pattern=r"^$|^[^/\s]+:\d+$",
+        description="HOST:PORT of a Triton server (gRPC) that serves export.triton.name",
+    )
     timeout_s: float = Field(default=300.0, gt=0, description="a process that takes longer becomes a row that says so")
     accuracy_timeout_s: float = Field(default=3600.0, gt=0, description="what ranking all users may take beyond that")

@@ -10,7 +10,16 @@ from jinja2 import Environment, StrictUndefined
 
 from benchmark import plots
 from benchmark.accuracy import headlines
-from benchmark.markdown import COLUMNS, beyond_cells, ceiling_sentence, cells, drift_cells, sentences
+from benchmark.markdown import (
+    COLUMNS,
+    beyond_cells,
+    catalogue_cells,
+    ceiling_sentence,
+    cells,
+    drift_cells,
+    rate_cells,
+    sentences,
+)
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -18,7 +27,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]]) -> str:
     """The page; `samples_s` maps a variant to the seconds its single requests took."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    rows = report["rows"]
+    rows, sweep = report["rows"], report.get("catalogue_sweep", [])
     return template.render(
         report=report,
         table=cells(COLUMNS, rows),
@@ -29,4 +38,8 @@ def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]])
         pareto=plots.pareto(rows),
         drift=plots.drift(rows) if drift_cells(rows) else "",
         latencies=plots.latencies(samples_s),
+        rates=rate_cells(rows),
+        batches=plots.batches(rows) if any(row.get("batches") for row in rows) else "",
+        sweep=catalogue_cells(sweep),
+        catalogue=plots.catalogue(sweep) if any(point["status"] == "ok" for point in sweep) else "",
     )

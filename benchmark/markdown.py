@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmark.accuracy import headlines, percent
 
 _MIB = 2**20
@@ -75,6 +77,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     if judged := beyond_cells(report["rows"]):
         parts.append("Beyond accuracy, of the ten items first in each list")
         parts.append(_table(judged))
+    if rates := rate_cells(report["rows"]):
+        parts.append("Requests at random instants: the highest rate that was held")
+        parts.append(_table(rates))
+    if sweep := catalogue_cells(report.get("catalogue_sweep", [])):
+        parts.append("The student's architecture over larger catalogues, weights drawn, ONNX Runtime")
+        parts.append(_table(sweep))
     if report.get("ceiling"):
         parts.append(ceiling_sentence(report["ceiling"]))
     protocol, machine = report["protocol"], report["environment"]
@@ -140,6 +148,32 @@ def beyond_cells(rows: Sequence[Rows]) -> list[list[str]]:
         "miscalibration (KL)": figure("miscalibration", ".3f"),
     }
     return cells(columns, judged) if judged else []
+
+
+def rate_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of rates under a bound on p99, medians over rounds; empty where none was searched."""
+    searched = [row for row in rows if row.get("max_rate")]
+    columns: dict[str, Callable[[Rows], str]] = {
+        "variant": lambda row: row["variant"],
+        "requests/s": lambda row: f"{np.median([found['rate_per_s'] for found in row['max_rate']]):,.0f}",
+        "p99 within ms": lambda row: f"{1e3 * row['max_rate'][0]['max_p99_s']:,.0f}",
+        "of offline": lambda row: (
+            f"{np.median([found['rate_per_s'] for found in row['max_rate']]) / row['throughput_per_s']:.0%}"
+        ),
+    }
+    return cells(columns, searched) if searched else []
+
+
+def catalogue_cells(sweep: Sequence[Rows]) -> list[list[str]]:
+    """The table of cost by the size of the catalogue; empty where none was swept."""
+    columns: dict[str, Callable[[Rows], str]] = {
+        "items": _number("num_items", ","),
+        "p50 ms": _number("latency_p50_s", ".2f", 1e3),
+        "histories/s": _number("throughput_per_s", ",.0f"),
+        "peak RSS MiB": _number("peak_rss_bytes", ",.0f", 1 / _MIB),
+        "status": lambda row: row["status"],
+    }
+    return cells(columns, sweep) if sweep else []
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from benchmark.accuracy import ALL
 
 _COLOURS = {"teacher": "#c2410c", "student": "#1d4ed8", "control": "#15803d", "other": "#6b7280"}
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+_POWERS = (1, 4, 16, 64, 256)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -40,16 +42,43 @@ def pareto(rows: Rows) -> str:
 def latencies(samples_s: Mapping[str, Sequence[float]]) -> str:
     """For every variant the share of requests answered within a time."""
     figure, axes = _axes(height=3.8)
-    styles = ("-", "--", ":", "-.")
-    used: dict[str, int] = {}
+    styles = _Styles()
     for variant, own in samples_s.items():
-        colour = colour_of(variant)
-        style = styles[used.setdefault(colour, 0) % len(styles)]
-        used[colour] += 1
-        axes.plot(np.sort(own) * 1e3, np.arange(1, len(own) + 1) / len(own), style, color=colour, label=variant, linewidth=1.3)
+        share = np.arange(1, len(own) + 1) / len(own)
+        axes.plot(np.sort(own) * 1e3, share, label=variant, linewidth=1.3, **styles.of(variant))
     axes.set(xscale="log", xlabel="ms", ylabel="share of requests answered", ylim=(0, 1.01))
-    if samples_s:
-        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    _legend_below(axes)
+    return _svg(figure)
+
+
+def batches(rows: Rows) -> str:
+    """Histories a second against the batch size, medians over rounds."""
+    figure, axes = _axes(height=3.8)
+    styles = _Styles()
+    for row in rows:
+        rounds = row.get("batches")
+        if not rounds:
+            continue
+        sizes = [step["batch_size"] for step in min(rounds, key=len)]
+        call_RS = np.array([[step["call_s"] for step in own[: len(sizes)]] for own in rounds])
+        axes.plot(sizes, sizes / np.median(call_RS, axis=0), label=row["variant"], linewidth=1.3, **styles.of(row["variant"]))
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="histories/s")
+    axes.set_xticks(_POWERS, [str(size) for size in _POWERS], minor=False)
+    axes.minorticks_off()
+    _legend_below(axes)
+    return _svg(figure)
+
+
+def catalogue(sweep: Sequence[Mapping[str, Any]]) -> str:
+    """Time of a request alone and in a batch against the number of items."""
+    figure, axes = _axes(height=3.2)
+    shown = [point for point in sweep if point["status"] == "ok"]
+    sizes = [point["num_items"] for point in shown]
+    alone, batched = ([1e3 * point["latency_p50_s"] for point in shown], [1e3 / point["throughput_per_s"] for point in shown])
+    axes.plot(sizes, alone, "o-", color=_COLOURS["student"], label="one request", linewidth=1.3)
+    axes.plot(sizes, batched, "o--", color=_COLOURS["student"], label="one history of a batch", linewidth=1.3)
+    axes.set(xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="ms")
+    _legend_below(axes)
     return _svg(figure)
 
 
@@ -82,6 +111,24 @@ def drift(rows: Rows) -> str:
 def colour_of(variant: str) -> str:
     """One colour for each family of variants."""
     return _COLOURS.get(variant.split("-")[0], _COLOURS["other"])
+
+
+class _Styles:
+    """A colour for each family of variants, and a dash for each of its members."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, int] = {}
+
+    def of(self, variant: str) -> dict[str, Any]:
+        """What the next line of this family looks like."""
+        colour = colour_of(variant)
+        number = self.used[colour] = self.used.get(colour, -1) + 1
+        return {"color": colour, "linestyle": _DASHES[number % len(_DASHES)]}
+
+
+def _legend_below(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

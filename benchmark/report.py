@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.accuracy import STAGE_BEFORE, Judge, accuracy_figures, comparisons
+from benchmark.catalogue import sweep_figures, sweep_jobs
 from benchmark.ceiling import share_of_limit
 from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
@@ -18,15 +19,16 @@ from benchmark.html import to_html
 from benchmark.markdown import to_markdown
 from benchmark.runner import Results, failure, measure, round_ratios, run_process
 from benchmark.variants import serving_bytes, status_of
-from benchmark.worker import Job
+from benchmark.worker import Job, judged_sequences
 from foundation import console
 from foundation.artifact import Artifact, ArtifactError, Draft
+from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.evaluate import target_ranks
 from recommender.ranking import pad_left
-from recommender.split import Sequences, build_sequences
+from recommender.split import Sequences
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 FULL_DEPTH = "full-depth teacher"
 CEILING = "machine"
 
@@ -38,7 +40,8 @@ class Row:
     variant: str
     artifacts: Sequence[Artifact]
     missing: str = ""
-    runtime: str = "onnxruntime"  # of a graph
+    runtime: str = "onnxruntime"  # of a graph or a student
+    endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,18 @@ def build_report(
     data: Artifact,
     vector_IZ: np.ndarray,
     llm: Artifact,
-    max_length: int,
+    student: StudentSection,
     section: BenchmarkSection,
     draft: Draft,
 ) -> None:
     """Measure `rows`, and the LLM of the row "teacher" at full depth, and write the report.
 
-    `vector_IZ` are the items' text vectors (row 0 = padding), by which the diversity of lists is judged.
+    `vector_IZ` are the items' text vectors (row 0 = padding), by which the diversity of lists is judged; `student` says how
+    long histories are, and what is drawn for catalogues of other sizes.
     """
+    max_length = student.max_length
     dataset = load_dataset(data)
-    sequences = build_sequences(dataset)
+    sequences = judged_sequences(dataset, section)
     judge = Judge.of(sequences, dataset.items, vector_IZ)
     histories = draft.checkpoint / "histories.npy"
     np.save(histories, speed_histories(sequences, max_length, section), allow_pickle=False)
@@ -80,6 +85,7 @@ def build_report(
             data=str(data.path),
             top=_top(draft, row, 0),
             runtime=row.runtime,
+            endpoint=row.endpoint,
         )
         for row in runnable
     }
@@ -87,8 +93,11 @@ def build_report(
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
     jobs[CEILING] = Job("", "", section.model_dump(), ceiling=True)
+    if section.full:
+        jobs |= sweep_jobs(student, section, draft.checkpoint)
     results = measure(jobs, section, draft.checkpoint)
     limits = _limits(results.pop(CEILING))
+    sweep = sweep_figures(results) if section.full else []
     tops = _tops(runnable, results, data, section, draft)
     targets = sequences.targets(sequences.evaluated_users, "test")
     ranks = {name: np.stack([target_ranks(top_UK, targets) for top_UK in top_SUK]) for name, top_SUK in tops.items()}
@@ -102,6 +111,7 @@ def build_report(
         "protocol": _protocol(rows, sequences, max_length, section),
         "ceiling": limits,
         "rows": [_row(row, found) for row in rows],
+        "catalogue_sweep": sweep,
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
     }
@@ -196,7 +206,8 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
     """Percentiles over the samples of all rounds; throughput and memory as medians over rounds."""
     samples = np.concatenate([result["latency_samples_s"] for result in own])
     return {
-        **{key: own[0][key] for key in ("runtime", "precision", "num_parameters", "peak_gpu_bytes")},
+        **{key: own[0][key] for key in ("runtime", "precision", "num_parameters", "peak_gpu_bytes", "gpu_process_bytes")},
+        "joules_per_history": own[0]["joules_per_history"],
         "latency_p50_s": float(np.quantile(samples, 0.5)),
         "latency_p90_s": float(np.quantile(samples, 0.9)),
         "latency_p99_s": float(np.quantile(samples, 0.99)),

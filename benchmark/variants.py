@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from foundation.artifact import Artifact, ArtifactError, opens
-from recommender.ranking import Recommender
+from recommender.ranking import EVALUATION_K, Recommender
 from recommender.runtimes import open_graph
-from recommender.runtimes.base import GRAPH
+from recommender.runtimes.base import GRAPH, ITEM_IDS
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,28 @@ class Opened:
 
 
 @opens
-def open_variant(artifact: Artifact, num_threads: int, runtime: str = "onnxruntime") -> Opened:
+def open_variant(
+    artifact: Artifact, num_threads: int, runtime: str = "onnxruntime", k: int = EVALUATION_K, endpoint: str = ""
+) -> Opened:
     """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs.
 
-    `runtime` is what runs an ONNX graph.
+    `runtime` is what runs an ONNX graph or a student, which then returns `k` items. With `endpoint`, HOST:PORT/MODEL, a Triton
+    server answers instead, and the artefact says what its items are called.
     """
-    opened = _open(artifact, num_threads, runtime)
+    opened = _served(artifact, endpoint) if endpoint else _open(artifact, num_threads, runtime, k)
     opened.recommender.recommend(np.array([[1]]), 1)
     return opened
 
 
-def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
+def _served(artifact: Artifact, endpoint: str) -> Opened:
+    from recommender.runtimes.triton import TritonRecommender
+
+    url, model = endpoint.rsplit("/", 1)
+    served = TritonRecommender(url, model, artifact.file(ITEM_IDS).parent)
+    return Opened(served, "triton remote", "served", artifact.metrics["num_parameters"])
+
+
+def _open(artifact: Artifact, num_threads: int, runtime: str, k: int) -> Opened:
     if artifact.kind in ("popularity", "item-knn"):
         from recommender.baselines import load_baseline
 
@@ -48,9 +59,8 @@ def _open(artifact: Artifact, num_threads: int, runtime: str) -> Opened:
         return Opened(graph, f"{runtime} {graph.device}", precision, artifact.metrics["num_parameters"], path)
     if artifact.kind == "student":
         from benchmark.baselines import open_baseline
-        from recommender.ranking import EVALUATION_K
 
-        baseline = open_baseline(runtime, artifact, num_threads, EVALUATION_K)
+        baseline = open_baseline(runtime, artifact, num_threads, k)
         return Opened(baseline, f"{runtime} cpu", "fp32", artifact.metrics.get("num_parameters", 0))
     if artifact.kind == "openvino":
         from recommender.runtimes.openvino import IR, IR_WEIGHTS, OpenVinoRecommender

@@ -11,17 +11,22 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmark import ceiling, loadgen
 from benchmark.config import BenchmarkSection
+from benchmark.gpu import Meter
 from benchmark.variants import Opened, open_full_depth, open_variant
 from foundation.artifact import load
 from recommender.ranking import Recommender
+
+if TYPE_CHECKING:
+    from recommender.data import Dataset
+    from recommender.split import Sequences
 
 WATCH = "--end-with-parent"
 _RATE_STEPS = 7
@@ -38,7 +43,8 @@ class Job:
     histories: str = ""  # .npy of int64[N, L]: measure speed
     data: str = ""  # the dataset artefact: rank for its evaluated users …
     top: str = ""  # … and put the lists here (.npy of int64[U, K])
-    runtime: str = "onnxruntime"  # of a graph
+    runtime: str = "onnxruntime"  # of a graph or a student
+    endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
     ceiling: bool = False  # measure the machine instead of a variant
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
 
@@ -55,7 +61,7 @@ def run_job(job: Job) -> dict[str, Any]:
     if job.full_depth_llm:
         opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
     else:
-        opened = open_variant(artifact, section.num_threads, job.runtime)
+        opened = open_variant(artifact, section.num_threads, job.runtime, section.k, job.endpoint)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
     if job.histories:
         result |= _speed(opened, job, section)
@@ -64,12 +70,18 @@ def run_job(job: Job) -> dict[str, Any]:
     return result
 
 
+def judged_sequences(dataset: Dataset, section: BenchmarkSection) -> Sequences:
+    """The sequences, whose evaluated users are those that the section asks for."""
+    from recommender.split import build_sequences
+
+    return replace(build_sequences(dataset), max_evaluated=section.max_users or None)
+
+
 def _rank(opened: Opened, job: Job, section: BenchmarkSection) -> None:
     from recommender.data import load_dataset
     from recommender.evaluate import recommend_all
-    from recommender.split import build_sequences
 
-    sequences = build_sequences(load_dataset(load(job.data, "dataset")))
+    sequences = judged_sequences(load_dataset(load(job.data, "dataset")), section)
     histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
     np.save(job.top, recommend_all(opened.recommender, histories, section.k, section.batch_size), allow_pickle=False)
 
@@ -79,16 +91,21 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any
     expected_s = _warm_up(recommender, history_NL[:1], section)
     size = section.batch_size
     rate = size / _warm_up(recommender, history_NL[:size], section)
+    meter = Meter()
     memory = {"peak_rss_bytes": _peak_rss_bytes(), "peak_gpu_bytes": _peak_gpu_bytes()}  # before the load's own
+    memory["gpu_process_bytes"] = meter.process_bytes()
     single = loadgen.single_stream(
         recommender, history_NL, k, seconds=section.single_s, max_requests=section.max_single_requests, expected_s=expected_s
     )
+    before_j = meter.joules()
     whole = loadgen.offline(recommender, history_NL, k, seconds=section.offline_s, batch_size=size, expected_per_s=rate)
+    after_j = meter.joules()
     found = {
         "latency_samples_s": single.sample_s.tolist(),
         "latency_estimates_s": single.estimate_s,
         "completed_histories": len(whole.sample_s),
         "throughput_per_s": whole.throughput_per_s,
+        "joules_per_history": None if before_j is None or after_j is None else (after_j - before_j) / len(whole.sample_s),
         **memory,
         "operations": [_operations(opened, history_NL[:batch], section) for batch in (1, size)],
     }

@@ -37,7 +37,11 @@ def write_package(student: Artifact, sequences: Sequences, section: ExportSectio
     partial.mkdir(parents=True)
     opened = load_student(student)
     package = partial / PACKAGE
-    compile_graph(ServingGraph(opened, section.k, first_stage=section.first_stage), section.inputs, package)
+    compile_graph(
+        ServingGraph(opened, section.k, first_stage=section.first_stage, first_layer=section.first_layer_table),
+        section.inputs,
+        package,
+    )
     (partial / ITEM_IDS).write_text(json.dumps(sequences.item_ids))
     digest = sha256_file(package)
     requests = parity_requests(sequences, section.parity_histories, section.k)

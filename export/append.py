@@ -40,11 +40,12 @@ from recommender.data import DataError
 from recommender.runtimes.base import GRAPH, ITEM_IDS, OUTPUTS
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences
-from recommender.student import load_student
+from recommender.student import Student, load_student
 
-TABLE, ROWS, FIRST, PROJECTION = "table_ID", "num_rows", "first_RI", "projection_DR"
+TABLE, ROWS, FIRST, PROJECTION, LAYER = "table_ID", "num_rows", "first_RI", "projection_DR", "layer_I3"
 _CLOSE = 1e-5  # of scores; a product of another width may be summed in another order
 _PROVEN_REQUESTS = 200
+_BATCH = 16  # the same for both graphs: half precision rounds sums of another shape to another neighbour
 
 
 class AppendError(ValueError):
@@ -69,9 +70,10 @@ def build_appended(
     started = time.perf_counter()
     text_NZ = encode_new(text, llm, items)
     encoded = time.perf_counter()
+    opened = load_student(student)
     with torch.no_grad():
-        rows_ND = load_student(student).items.of_text(torch.from_numpy(text_NZ)).numpy()
-    onnx.save(append_rows(old, rows_ND), draft.path / GRAPH)
+        rows_ND = opened.items.of_text(torch.from_numpy(text_NZ)).numpy()
+    onnx.save(append_rows(old, rows_ND, opened), draft.path / GRAPH)
     (draft.path / ITEM_IDS).write_text(json.dumps(item_ids))
     proof = prove(graph.file(GRAPH), draft.path / GRAPH, len(item_ids) - items.height, items.height, sequences)
     draft.metrics |= {
@@ -98,7 +100,9 @@ def build_in_precision(
     if table is None or table.data_type != onnx.TensorProto.FLOAT:
         raise AppendError(f"{appended.path} has no item table of float32; append to the graph of fp32 (export.dtype)")
     table_ID = torch.from_numpy(numpy_helper.to_array(table).copy())
-    graph = ServingGraph(load_student(student), whole.k, DTYPES[precision], section.first_stage, table_ID)
+    graph = ServingGraph(
+        load_student(student), whole.k, DTYPES[precision], section.first_stage, table_ID, section.first_layer_table
+    )
     write_graph(graph, list(whole.inputs), appended.metrics["opset"], student.digest, draft.path / GRAPH)
     shutil.copyfile(appended.file(ITEM_IDS), draft.path / ITEM_IDS)
     requests = parity_requests(sequences, section.parity_histories, whole.k)
@@ -108,8 +112,8 @@ def build_in_precision(
     draft.metrics |= {name: appended.metrics[name] for name in ("num_parameters", "opset")}
 
 
-def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray) -> onnx.ModelProto:
-    """A copy of `model` whose item table ends in `rows_ND`, in the table's own data type."""
+def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray, student: Student) -> onnx.ModelProto:
+    """A copy of `model`, which was made of `student`, whose item table ends in `rows_ND`, in the table's own data type."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     if not {TABLE, ROWS} <= set(constants):
@@ -123,6 +127,11 @@ def append_rows(model: onnx.ModelProto, rows_ND: np.ndarray) -> onnx.ModelProto:
         first_RI, projection_DR = (numpy_helper.to_array(constants[name]) for name in (FIRST, PROJECTION))
         first_RN = (rows_ND @ projection_DR.astype(np.float32)).T.astype(first_RI.dtype)
         longer[FIRST] = np.concatenate([first_RI, first_RN], axis=1)
+    if LAYER in constants:
+        layer_I3 = numpy_helper.to_array(constants[LAYER])
+        with torch.no_grad():
+            layer_N3 = student.first_layer_table(torch.from_numpy(rows_ND)).numpy()
+        longer[LAYER] = np.concatenate([layer_I3, layer_N3.astype(layer_I3.dtype)])
     for name, tensor in constants.items():
         if len(table_ID) not in tensor.dims:
             continue
@@ -147,7 +156,7 @@ def prove(old: Path, new: Path, num_old: int, num_new: int, sequences: Sequences
         ranking = _whole_ranking(old, new.parent, num_old, requests)
         expected = Lists(ranking.index_NK[:, :k], ranking.score_NK[:, :k])
     else:
-        expected = answers(before, requests, k)
+        expected = answers(before, requests, k, batch_size=_BATCH)
     whole = _whole_ranking(new, new.parent, num_old + num_new, requests)
     ranked, moved, difference = 0, 0, 0.0
     for row, (index_I, score_I) in enumerate(zip(whole.index_NK, whole.score_NK, strict=True)):
@@ -184,7 +193,7 @@ def _whole_ranking(graph: Path, folder: Path, num_items: int, requests: Requests
     everything = folder / "whole-ranking.onnx"
     onnx.save(_returning(onnx.load(graph), num_items), everything)
     try:
-        return answers(OnnxRecommender(everything), requests, num_items, batch_size=16)
+        return answers(OnnxRecommender(everything), requests, num_items, batch_size=_BATCH)
     finally:
         everything.unlink()
 

@@ -99,6 +99,10 @@ class ExportSection(Section):
         default=0, ge=0, description="large catalogues: score all items in so many principal components first; 0 = exactly"
     )
     first_stage_items: int = Field(default=256, ge=1, le=3840, description="the best of which are then scored exactly")
+    first_layer_table: bool = Field(
+        default=False,
+        description="look up what the first layer projects of an item: the same lists, faster, thrice the table more",
+    )
     opset: int = Field(default=21, ge=18, le=24)
     parity_histories: int = Field(default=1000, ge=1)
     min_overlap: float = Field(

@@ -14,6 +14,7 @@ items seen in the history, and TopK. B and L are dynamic; an index the table doe
 
 With `export.first_stage_dims` the catalogue is scored in two stages: all items in their first R principal components, then the
 best N of them exactly. The lists are exact where the N hold the top K; the export's comparison with PyTorch says how often.
+With `export.first_layer_table` the first layer's projections of every item are a table as well.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class ServingGraph(nn.Module):
     table_ID: Tensor
     projection_DR: Tensor
     first_RI: Tensor
+    layer_I3: Tensor | None
     num_rows: Tensor
 
     def __init__(
@@ -48,8 +50,12 @@ class ServingGraph(nn.Module):
         dtype: torch.dtype = torch.float32,
         first_stage: tuple[int, int] = (0, 0),
         table_ID: Tensor | None = None,
+        first_layer: bool = False,
     ) -> None:
-        """`first_stage` is (R, N), R = 0: one stage; `table_ID` stands for the student's own, which it may continue."""
+        """`first_stage` is (R, N), R = 0: one stage; `table_ID` stands for the student's own, which it may continue.
+
+        `first_layer`: look up what the first layer projects of an item.
+        """
         super().__init__()
         self.k, (num_dims, self.first_items) = k, first_stage
         self.two_stages = num_dims > 0
@@ -62,6 +68,7 @@ class ServingGraph(nn.Module):
                 projection_DR = axes_DD[:, :num_dims].contiguous()
                 self.register_buffer("projection_DR", projection_DR.to(dtype))
                 self.register_buffer("first_RI", (whole_ID @ projection_DR).T.contiguous().to(dtype))
+            self.register_buffer("layer_I3", student.first_layer_table(whole_ID).to(dtype) if first_layer else None)
         self.register_buffer("num_rows", torch.tensor(len(self.table_ID)))  # of the table, which `append` lengthens
         self.student = copy.deepcopy(student).eval().to(dtype)
 
@@ -74,7 +81,7 @@ class ServingGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         history_BL = self._known(history_BL)
         query_BZ = None if query_BZ is None else query_BZ.to(self.table_ID.dtype)
-        hidden_BD = self.student.last_hidden(history_BL, self.table_ID, query_BZ)
+        hidden_BD = self.student.last_hidden(history_BL, self.table_ID, query_BZ, self.layer_I3)
         never_BL = F.pad(history_BL, (1, 0))  # what was seen, and padding, which a full history does not hold
         if exclude_BE is not None:
             never_BL = torch.cat([never_BL, self._known(exclude_BE)], dim=1)

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 def untie_item_table(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` in which Transposes of constants are constants of their own."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
+    del model.graph.value_info[:]  # quantizers infer shapes anew, and stumble over those of what they replaced
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in constants]:
         perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
@@ -33,6 +34,7 @@ def item_table_name(model: onnx.ModelProto) -> str:
 
 
 def other_gathers(model: onnx.ModelProto) -> list[str]:
-    """Names of the Gather nodes that do not read the item table (small look-ups not worth quantizing)."""
-    table = item_table_name(model)
-    return [node.name for node in model.graph.node if node.op_type == "Gather" and node.input[0] != table]
+    """Names of the Gather nodes that read no table with a row for each item (small look-ups not worth quantizing)."""
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    num_rows = rows[item_table_name(model)]
+    return [node.name for node in model.graph.node if node.op_type == "Gather" and rows.get(node.input[0]) != num_rows]

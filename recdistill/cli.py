@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
-_QUICK = [f"benchmark.{name}" for name in ("rounds=1", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1")]
+_QUICK = [f"benchmark.{name}" for name in ("rounds=1", "max_users=128", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1")]
 _GO_ON = "the same command goes on from the last checkpoint"
 
 
@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("out", type=Path, help="where the graph goes")
     checkpoint.add_argument("--dataset", type=Path, required=True, help="the dataset artefact whose items it ranks")
     bench = stage("bench", _bench, "accuracy, latency, throughput and memory of every variant")
-    bench.add_argument("--quick", action="store_true", help="one short round, for a first look: no figure to quote")
+    bench.add_argument(
+        "--quick", action="store_true", help="one short round over 128 users, for a first look: no figure to quote"
+    )
     more = bench.add_subparsers(dest="target", metavar="TARGET", title="instead of measuring every variant")
     gate = stage("check-latency", _check_latency, "the gate: is this checkout slower than a base?", more)
     gate.epilog = "exit code 0: pass (or a warning), 1: fail, 2: wrong usage, 3: this machine cannot judge now"

@@ -363,17 +363,23 @@ class Pipeline:
         rows += [Row("student", graphs), Row("student-openvino", graphs, lacking, runtime="openvino")]
         rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in SERVED_METHODS]
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
-        section, length = self.recipe.benchmark, self.recipe.student.max_length
+        section = self.recipe.benchmark
+        if section.full:
+            students = [self.arm("student", seed) for seed in seeds]
+            rows += [Row(f"student-{runtime}", students, runtime=runtime) for runtime in ("pytorch", "aotinductor")]
+        if section.endpoint:
+            rows += [Row("student-endpoint", graphs[:1], endpoint=f"{section.endpoint}/{self.recipe.export.triton.name}")]
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {
             "data": self.data,
             "text": self.text,
         }
+        text = load_text(self.text)[0]
         return make(
             self.folder / ("report-quick" if quick else "report"),
             "report",
             recipe=self._sections("benchmark"),
             inputs=inputs,
-            build=lambda draft: build_report(rows, self.data, load_text(self.text)[0], self.llm, length, section, draft),
+            build=lambda draft: build_report(rows, self.data, text, self.llm, self.recipe.student, section, draft),
             remake=True,
         )
 

@@ -28,6 +28,7 @@ class Sequences:
     item_ids: list[str]
     offsets: np.ndarray
     items: np.ndarray
+    max_evaluated: int | None = None
 
     @property
     def num_users(self) -> int:
@@ -43,8 +44,11 @@ class Sequences:
 
     @property
     def evaluated_users(self) -> np.ndarray:
-        """Users with a validation and a test target."""
-        return np.flatnonzero(self.lengths >= MIN_EVALUATED)
+        """Users with a validation and a test target; of more than `max_evaluated` that many, always the same."""
+        users = np.flatnonzero(self.lengths >= MIN_EVALUATED)
+        if self.max_evaluated is None or len(users) <= self.max_evaluated:
+            return users
+        return np.sort(np.random.default_rng(0).permutation(users)[: self.max_evaluated])
 
     def user(self, u: int) -> np.ndarray:
         return self.items[self.offsets[u] : self.offsets[u + 1]]

@@ -5,7 +5,8 @@ Shapes: B batch, L length, D hidden, H heads, I items (index 0 is padding, so ta
 SASRec (Kang and McAuley, 2018) trained with full-softmax cross-entropy (Klenitskiy and Vasilev, 2023). Positions enter only
 as a learned bias per head and distance (as in T5), so every training position teaches what the last one needs, and batch size
 and length stay dynamic in an exported graph. Padding is on the left; the last column is the most recent item. At serving
-time only the last position is read: the last layer computes one query (`last_hidden`).
+time only the last position is read: the last layer computes one query (`last_hidden`), and neither keys nor values. What the
+first layer projects of an item depends on the item alone: it may be looked up (`first_layer_table`).
 
 Item table: e_i = b_i + eta W z_i (ID vector plus projected text vector), folded into one matrix when called; a new item is
 eta W z_i.
@@ -14,6 +15,8 @@ eta W z_i.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -73,20 +76,44 @@ class Block(nn.Module):
         self.bias_LH = nn.Parameter(torch.zeros(max_length, num_heads))
         self.ffn_in, self.ffn_out = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
 
-    def forward(self, hidden_BLD: Tensor, mask_B1QL: Tensor, distance_QL: Tensor, num_queries: int | None = None) -> Tensor:
-        """Hidden states of the last `num_queries` positions (all by default), float[B, Q, D]."""
+    def forward(
+        self, hidden_BLD: Tensor, mask_B1LL: Tensor, distance_LL: Tensor, projected: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Hidden states of all positions, float[B, L, D]; `projected` is `project(hidden_BLD)` where that is known."""
+        projected = self.project(hidden_BLD) if projected is None else projected
+        query_BHLd, key_BHLd, value_BHLd = (self._split(part_BLD) for part_BLD in projected)
+        bias_HLL = F.embedding(distance_LL, self.bias_LH).permute(2, 0, 1)
+        scores_BHLL = query_BHLd @ key_BHLd.transpose(-1, -2) / math.sqrt(query_BHLd.shape[-1]) + bias_HLL
+        mixed_BLD = (self._weights(scores_BHLL, mask_B1LL) @ value_BHLd).transpose(1, 2).flatten(2)
+        return self._feed_forward(hidden_BLD, mixed_BLD)
+
+    def project(self, hidden_BLD: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, each float[..., D]."""
         normed_BLD = self.attention_norm(hidden_BLD)
-        query_BQD = normed_BLD if num_queries is None else normed_BLD[:, -num_queries:]
-        residual_BQD = hidden_BLD if num_queries is None else hidden_BLD[:, -num_queries:]
-        query_BHQd = self._split(self.query(query_BQD))
-        key_BLD, value_BLD = self.key_value(normed_BLD).chunk(2, dim=-1)
-        bias_HQL = F.embedding(distance_QL, self.bias_LH).permute(2, 0, 1)
-        scores_BHQL = query_BHQd @ self._split(key_BLD).transpose(-1, -2) / math.sqrt(query_BHQd.shape[-1]) + bias_HQL
-        weights_BHQL = self.dropout(scores_BHQL.masked_fill(~mask_B1QL, torch.finfo(hidden_BLD.dtype).min).softmax(-1))
-        mixed_BQD = (weights_BHQL @ self._split(value_BLD)).transpose(1, 2).flatten(2)
-        residual_BQD = residual_BQD + self.dropout(self.output(mixed_BQD))
-        ffn_BQD = self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(residual_BQD))))
-        return residual_BQD + self.dropout(ffn_BQD)
+        return self.query(normed_BLD), *self.key_value(normed_BLD).chunk(2, dim=-1)
+
+    def last(self, hidden_BLD: Tensor, mask_B1L: Tensor, distance_1L: Tensor) -> Tensor:
+        """The hidden state of the last position alone, float[B, 1, D].
+
+        One query needs no keys, for q (W_k x) = (q W_k) x, nor values, for sum a W_v x = W_v sum a x: products of L vectors
+        become products of one. The key's bias adds the same to all scores and is left out.
+        """
+        normed_BLD, size = self.attention_norm(hidden_BLD), hidden_BLD.shape[-1]
+        key_HdD, value_HdD = self.key_value.weight.view(2, self.num_heads, -1, size)
+        query_B1Hd = self.query(normed_BLD[:, -1:]).unflatten(-1, (self.num_heads, -1))
+        query_BHD = torch.cat([query_B1Hd[:, :, head] @ key_dD for head, key_dD in enumerate(key_HdD)], dim=1)
+        scores_BHL = query_BHD @ normed_BLD.transpose(1, 2) / math.sqrt(query_B1Hd.shape[-1])
+        scores_BHL = scores_BHL + F.embedding(distance_1L[0], self.bias_LH).T
+        mixed_BHD = self._weights(scores_BHL, mask_B1L) @ normed_BLD
+        heads = [mixed_BHD[:, head : head + 1] @ value_dD.T for head, value_dD in enumerate(value_HdD)]
+        return self._feed_forward(hidden_BLD[:, -1:], torch.cat(heads, dim=-1) + self.key_value.bias[size:])
+
+    def _weights(self, scores_BHQL: Tensor, mask_B1QL: Tensor) -> Tensor:
+        return self.dropout(scores_BHQL.masked_fill(~mask_B1QL, torch.finfo(scores_BHQL.dtype).min).softmax(-1))
+
+    def _feed_forward(self, hidden_BQD: Tensor, mixed_BQD: Tensor) -> Tensor:
+        hidden_BQD = hidden_BQD + self.dropout(self.output(mixed_BQD))
+        return hidden_BQD + self.dropout(self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(hidden_BQD)))))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -111,28 +138,48 @@ class Student(nn.Module):
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
         return self.norm(hidden_BLD)
 
-    def last_hidden(self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor | None = None) -> Tensor:
+    def last_hidden(
+        self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor | None = None, first_I3: Tensor | None = None
+    ) -> Tensor:
         """Hidden state after the last position, float[B, D], from the max_length most recent items of any history.
 
         A query is a text vector as the items have (zeros: none), taken as a new item of that text which the user had last.
+        `first_I3` is `first_layer_table(table_ID)`, looked up instead of computed.
         """
         history_BL = history_BL[:, -self.section.max_length :]
-        known_BL, item_BLD = history_BL != 0, F.embedding(history_BL, table_ID)
+        known_BL, query_BLD = history_BL != 0, None
         if query_BZ is not None:
-            known_BL, item_BLD = self._with_query(history_BL, table_ID, query_BZ)
+            history_BL, known_BL, query_BLD = self._with_query(history_BL, query_BZ)
+        item_BLD = F.embedding(history_BL, table_ID)
+        item_BLD = item_BLD if query_BLD is None else item_BLD + query_BLD
         hidden_BLD, mask_B1LL, distance_LL = self._positions(item_BLD, known_BL)
-        for block in self.blocks[:-1]:
-            hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
-        hidden_B1D = self.blocks[-1](hidden_BLD, mask_B1LL[:, :, -1:], distance_LL[-1:], num_queries=1)
-        return self.norm(hidden_B1D)[:, 0]
+        layers = self._layers()
+        for number, block in enumerate(layers[:-1]):
+            projected = None
+            if number == 0 and first_I3 is not None:
+                projected = F.embedding(history_BL, first_I3).chunk(3, dim=-1)
+                if query_BLD is not None:  # it is no item, and stands last
+                    last = block.project(hidden_BLD[:, -1:])
+                    projected = [torch.cat([x[:, :-1], own], dim=1) for x, own in zip(projected, last, strict=True)]
+            hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL, projected)
+        return self.norm(layers[-1].last(hidden_BLD, mask_B1LL[:, 0, -1:], distance_LL[-1:]))[:, 0]
 
-    def _with_query(self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor) -> tuple[Tensor, Tensor]:
-        """What is known, bool[B, L + 1], and item vectors, [B, L + 1, D], the query last; not more than max_length."""
+    def first_layer_table(self, table_ID: Tensor) -> Tensor:
+        """Queries, keys and values of all items in the first layer, float[I + 1, 3 D], for `last_hidden`."""
+        if len(self.blocks) < 2:
+            raise ValueError("a student of one layer has none whose projections could be looked up: it computes a single query")
+        return torch.cat(list(self._layers()[0].project(table_ID * math.sqrt(self.section.hidden_size))), dim=-1)
+
+    def _layers(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
+    def _with_query(self, history_BL: Tensor, query_BZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Items int64[B, L], what is known bool[B, L], and the query's vector float[B, L, D], last; L at most max_length."""
         asked_B1 = (query_BZ != 0).any(dim=1, keepdim=True)
         history_BL = torch.where(asked_B1, F.pad(history_BL, (0, 1)), F.pad(history_BL, (1, 0)))[:, -self.section.max_length :]
         last_L = F.pad(torch.ones_like(history_BL[0, :1]), (history_BL.shape[1] - 1, 0))
-        query_B1D = self.items.of_text(query_BZ)[:, None]
-        return (history_BL != 0) | asked_B1 & (last_L != 0), F.embedding(history_BL, table_ID) + query_B1D * last_L[:, None]
+        query_BLD = self.items.of_text(query_BZ)[:, None] * last_L[:, None]
+        return history_BL, (history_BL != 0) | asked_B1 & (last_L != 0), query_BLD
 
     def _positions(self, item_BLD: Tensor, known_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled item vectors, the causal and padding mask bool[B, 1, L, L], and query-key distances int64[L, L]."""

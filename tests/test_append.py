@@ -144,9 +144,11 @@ def spoilt(table_ID: np.ndarray, fault: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fault", ["an old row", "not ranked", "order"])
-def test_the_proof_sees_what_is_wrong(graph: Artifact, sequences: Sequences, tmp_path: Path, fault: str) -> None:
+def test_the_proof_sees_what_is_wrong(
+    graph: Artifact, student: Artifact, sequences: Sequences, tmp_path: Path, fault: str
+) -> None:
     rng = np.random.default_rng(0)
-    model = append_rows(onnx.load(graph.file(GRAPH)), rng.normal(size=(4, 32)).astype(np.float32))
+    model = append_rows(onnx.load(graph.file(GRAPH)), rng.normal(size=(4, 32)).astype(np.float32), load_student(student))
     for tensor in model.graph.initializer:
         if sequences.num_items + 5 in tensor.dims:  # the table, and its transpose where the exporter has folded that
             table_ID = onnx.numpy_helper.to_array(tensor)
@@ -159,9 +161,9 @@ def test_the_proof_sees_what_is_wrong(graph: Artifact, sequences: Sequences, tmp
     assert not (tmp_path / "whole-ranking.onnx").exists()
 
 
-def test_a_thousand_items(graph: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+def test_a_thousand_items(graph: Artifact, student: Artifact, sequences: Sequences, tmp_path: Path) -> None:
     rows_ND = np.random.default_rng(0).normal(scale=0.05, size=(1000, 32)).astype(np.float32)
-    onnx.save(append_rows(onnx.load(graph.file(GRAPH)), rows_ND), tmp_path / GRAPH)
+    onnx.save(append_rows(onnx.load(graph.file(GRAPH)), rows_ND, load_student(student)), tmp_path / GRAPH)
     found = prove(graph.file(GRAPH), tmp_path / GRAPH, sequences.num_items, 1000, sequences)
     assert found["requests"] == 200 and found["max_score_difference"] <= 1e-5
     assert found["in_some_top_k"] > 10

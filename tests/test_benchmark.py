@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ from benchmark.runner import failure, measure, round_ratios, run_process
 from benchmark.worker import WATCH, Job
 from foundation.artifact import Artifact, Draft, make
 from recommender.baselines import build_baseline
+from recommender.config import StudentSection
 from recommender.split import Sequences
 
+STUDENT = StudentSection(hidden_size=16, num_layers=2, max_length=12)
 SECTION = BenchmarkSection(rounds=2, num_histories=40, single_s=0.05, offline_s=0.05, server_s=0.1, warmup_s=0.0)
 HISTORIES = np.ones((100, 3), np.int64)
 
@@ -71,12 +74,12 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
     )
     rows = [Row("popularity", [popularity, popularity]), Row("item-knn", [damaged])]
     draft = Draft(tmp_path / "report")
-    build_report(rows, dataset, np.ones((61, 2)), popularity, 12, SECTION, draft)
-    import json
+    build_report(rows, dataset, np.ones((61, 2)), popularity, STUDENT, SECTION.model_copy(update={"max_users": 9}), draft)
 
     report = json.loads((draft.path / "report.json").read_text())
     good, bad = report["rows"]
     assert good["status"] == "ok"
+    assert report["protocol"]["users"] == 9 == np.load(draft.checkpoint / "top-popularity-1.npy").shape[0]
     assert good["ndcg_at_10_per_seed"] == [pytest.approx(good["ndcg_at_10"])] * 2
     assert good["throughput_per_s"] > 0
     assert {"coverage", "gini", "novelty_bits"} < set(good["beyond_accuracy"])

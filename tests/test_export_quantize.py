@@ -439,11 +439,14 @@ REQUESTS = [  # history, exclude, candidates, whether something is asked for
 ]
 
 
-@pytest.fixture(scope="session", params=[["exclude", "query"], ["exclude", "candidates", "query"]], ids="-".join)
+@pytest.fixture(
+    scope="session", params=[["exclude", "query"], ["exclude", "candidates", "query"]], ids=["computed", "looked-up"]
+)
 def asked_graph(request: pytest.FixtureRequest, student: Student, exported: Artifact, tmp_path_factory) -> tuple[list, Path]:
-    """(its optional inputs, a graph that has them), the ids beside it."""
+    """(its optional inputs, a graph that has them), the ids beside it; one of them looks its first layer up."""
     path = tmp_path_factory.mktemp("asked") / GRAPH
-    write_graph(ServingGraph(student, 20), request.param, 21, "", path)
+    first_layer = "candidates" in request.param
+    write_graph(ServingGraph(student, 20, first_layer=first_layer), request.param, 21, "", path)
     path.with_name(ITEM_IDS).write_bytes(exported.file(ITEM_IDS).read_bytes())
     return request.param, path
 

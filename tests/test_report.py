@@ -54,7 +54,7 @@ def row(variant: str, ndcg: float, latency_s: float, **more: Any) -> dict[str, A
 
 DRIFT = {"all users": difference(-0.002), "head items": difference(0.001), "tail items": difference(-0.04), "cold items": None}
 REPORT: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": 3,
     "date": "2026-01-01",
     "dataset": "<script>alert(1)</script>",
     "targets_sha256": "ab" * 32,
@@ -74,6 +74,7 @@ REPORT: dict[str, Any] = {
         ),
         {"variant": "student-trt", "status": "not made: no GPU"},
     ],
+    "catalogue_sweep": [],
     "comparisons": {"student-int8 over student": difference(-0.002)},
 }
 SAMPLES = {"student": np.random.default_rng(0).lognormal(-8, 0.1, 300).tolist(), "teacher": [0.01] * 50}
@@ -117,6 +118,23 @@ def test_the_page_holds_everything_it_shows() -> None:
     assert "&lt;script&gt;" in text
     assert 'class="lost"' in text
     assert text == to_html(REPORT, SAMPLES)
+
+
+def test_what_only_the_full_benchmark_measures() -> None:
+    step = {"rate_per_s": 900.0, "max_p99_s": 0.05, "steps": []}
+    batches = [[{"batch_size": 1, "call_s": 1e-3}, {"batch_size": 2, "call_s": 1.5e-3}], [{"batch_size": 1, "call_s": 1e-3}]]
+    sweep = [
+        {"num_items": 1000, "status": "ok", "latency_p50_s": 1e-3, "throughput_per_s": 4e3, "peak_rss_bytes": 1 << 27},
+        {"num_items": 10**6, "status": "failed: out of memory"},
+    ]
+    full = {**REPORT, "rows": [row("student", 0.1, 1e-3, max_rate=[step, step], batches=batches)], "catalogue_sweep": sweep}
+    text = to_markdown(full)
+    assert "| student | 900 | 50 | 90% |" in text
+    assert "| 1,000 | 1.00 | 4,000 | 128 | ok |" in text and "| 1,000,000 | - | - | - | failed: out of memory |" in text
+    page = to_html(full, SAMPLES)
+    assert Page(page).tags.count("svg") == 4  # no drift here
+    for name in ("Requests at random instants", "Batches", "Larger catalogues"):
+        assert name in page and name not in to_html(REPORT, SAMPLES)
 
 
 def test_a_report_of_failures_alone_is_still_a_page() -> None:

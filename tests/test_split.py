@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -88,6 +89,16 @@ def test_leave_one_out() -> None:
     users = sequences.evaluated_users
     assert (sequences.targets(users, "validation").tolist(), sequences.targets(users, "test").tolist()) == ([3], [4])
     assert sequences.train_counts()[[1, 2, 3, 4, 5, 6, 7]].tolist() == [1, 1, 0, 0, 1, 1, 1]
+
+
+def test_a_sample_of_users_is_evaluated() -> None:
+    whole = of(*[[user + 1, user + 2, user + 3] for user in range(20)], [1, 2])
+    assert len(whole.evaluated_users) == 20
+    some = replace(whole, max_evaluated=7).evaluated_users.tolist()
+    assert len(set(some)) == 7 and sorted(some) == some and set(some) < set(range(20))
+    assert replace(whole, max_evaluated=7).evaluated_users.tolist() == some
+    assert replace(whole, max_evaluated=20).evaluated_users.tolist() == list(range(20))
+    assert replace(whole, max_evaluated=7).targets_sha256() != whole.targets_sha256()
 
 
 @pytest.mark.parametrize(

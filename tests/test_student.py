@@ -55,6 +55,19 @@ def test_serving_path_equals_training_path(student: Student) -> None:
     assert torch.allclose(student.last_hidden(long, table), student(long[:, -8:], table)[:, -1], atol=1e-6)
 
 
+def test_the_first_layer_is_looked_up(student: Student) -> None:
+    table, asked = student.items(), torch.tensor([[0.0] * 5, [0.5] * 5, [0.0] * 5])
+    first = student.first_layer_table(table)
+    for rows in (torch.randint(0, 31, (3, 20)), history([0, 0, 0], [0, 0, 4], [1, 2, 3])):
+        for query in (None, asked):
+            computed = student.last_hidden(rows, table, query)
+            assert torch.allclose(student.last_hidden(rows, table, query, first), computed, atol=1e-5)
+    assert not torch.allclose(student.last_hidden(rows, table, None, first * 1.1), student.last_hidden(rows, table), atol=1e-3)
+    alone = Student(SECTION.model_copy(update={"num_layers": 1}), 30, None)
+    with pytest.raises(ValueError, match="a student of one layer"):
+        alone.first_layer_table(alone.items())
+
+
 def test_position_matters(student: Student) -> None:
     table = student.items()
     assert not torch.allclose(student.last_hidden(history([1, 2, 3]), table), student.last_hidden(history([2, 1, 3]), table))

@@ -28,7 +28,7 @@ from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
 
 K, RANK, SIZE = 10, 6, 24
-TWO = {"first_stage_dims": 8, "first_stage_items": 16}
+TWO = {"first_stage_dims": 8, "first_stage_items": 16, "first_layer_table": True}
 ONE = ExportSection(k=K, parity_histories=80)
 
 
@@ -105,11 +105,15 @@ def test_a_first_stage_smaller_than_the_lists_is_a_contradiction() -> None:
 def test_new_items_go_into_both_stages(graph: Artifact, sequences: Sequences, tmp_path: Path) -> None:
     rows_ND = np.random.default_rng(0).normal(size=(5, RANK)) @ np.random.default_rng(1).normal(size=(RANK, SIZE))
     rows_ND[:, :] += graph_table(graph)[1:6]  # near what is there, so that the components hold them
-    longer = append_rows(onnx.load(graph.file(GRAPH)), rows_ND.astype(np.float32))
+    student = drawn(sequences.num_items)
+    longer = append_rows(onnx.load(graph.file(GRAPH)), rows_ND.astype(np.float32), student)
     (tmp_path / "item_ids.json").write_bytes(graph.file("item_ids.json").read_bytes())
     onnx.save(longer, tmp_path / GRAPH)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in longer.graph.initializer}
     np.testing.assert_allclose(constants["first_RI"], (constants["table_ID"] @ constants["projection_DR"]).T, atol=1e-4)
+    with torch.no_grad():
+        layer_I3 = student.first_layer_table(torch.from_numpy(constants["table_ID"].copy())).numpy()
+    np.testing.assert_allclose(constants["layer_I3"], layer_I3, atol=1e-4)
     assert prove(graph.file(GRAPH), tmp_path / GRAPH, sequences.num_items, 5, sequences)["max_score_difference"] < 1e-4
 
 
@@ -123,7 +127,8 @@ def test_items_are_appended_where_the_first_stage_is_not_exact(sequences: Sequen
     lists = OnnxRecommender(old).recommend(np.arange(1, 41)[:, None], K)[0]
     exact = StudentRecommender(student).recommend(np.arange(1, 41)[:, None], K)[0]
     assert (lists != exact).any()
-    onnx.save(append_rows(onnx.load(old), np.random.default_rng(0).normal(size=(3, SIZE)).astype(np.float32)), new)
+    rows_ND = np.random.default_rng(0).normal(size=(3, SIZE)).astype(np.float32)
+    onnx.save(append_rows(onnx.load(old), rows_ND, student), new)
     assert prove(old, new, sequences.num_items, 3, sequences)["max_score_difference"] < 1e-4
 
 

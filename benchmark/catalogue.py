@@ -1,0 +1,79 @@
+"""How cost grows with the catalogue: the student's architecture over drawn items, as a graph of its own for every size.
+
+Speed asks nothing of the weights, so none are trained and nothing is said of accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmark.config import BenchmarkSection
+from benchmark.runner import Results, failure
+from benchmark.worker import Job
+from export.graph import ServingGraph
+from export.onnx_graph import write_graph
+from foundation.artifact import Artifact, Draft, make
+from recommender.config import StudentSection
+from recommender.runtimes.base import GRAPH, ITEM_IDS
+from recommender.student import Student
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+_OPSET = 21
+
+
+def drawn_student(section: StudentSection, num_items: int) -> Student:
+    """A student without text whose weights are those it would start training from."""
+    torch.manual_seed(0)
+    return Student(section, num_items, None).eval()
+
+
+def drawn_graph(student: Student, graph: ServingGraph, out: Path) -> Artifact:
+    """`graph`, made of a drawn student, as an artefact of exported graphs."""
+
+    def build(draft: Draft) -> None:
+        write_graph(graph, [], _OPSET, "", draft.path / GRAPH)
+        (draft.path / ITEM_IDS).write_text(json.dumps([str(item) for item in range(1, len(graph.table_ID))]))
+        draft.metrics["num_parameters"] = student.num_parameters
+
+    return make(out, "onnx", recipe={}, inputs={}, build=build)
+
+
+def sweep_jobs(section: StudentSection, benchmark: BenchmarkSection, folder: Path) -> dict[str, Job]:
+    """A job for every size of catalogue, by name."""
+    jobs, plain = {}, benchmark.model_copy(update={"full": False}).model_dump()
+    for num_items in SIZES:
+        student = drawn_student(section, num_items)
+        made = drawn_graph(student, ServingGraph(student, benchmark.k), folder / f"items-{num_items}")
+        shape = (benchmark.num_histories, section.max_length)
+        histories = folder / f"histories-{num_items}.npy"
+        np.save(histories, np.random.default_rng(0).integers(1, num_items + 1, shape), allow_pickle=False)
+        jobs[_name(num_items)] = Job(str(made.path), made.digest, plain, histories=str(histories))
+    return jobs
+
+
+def sweep_figures(results: Results) -> list[dict[str, Any]]:
+    """What `sweep_jobs` came to, by size; the jobs' results are taken out of `results`."""
+    found = []
+    for num_items in SIZES:
+        own = results.pop(_name(num_items), [])
+        if not own:
+            continue
+        if failed := failure(own):
+            found.append({"num_items": num_items, "status": f"failed: {failed}"})
+            continue
+        figures = {
+            "latency_p50_s": float(np.median(np.concatenate([result["latency_samples_s"] for result in own]))),
+            "throughput_per_s": float(np.median([result["throughput_per_s"] for result in own])),
+            "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
+        }
+        found.append({"num_items": num_items, "status": "ok", **figures})
+    return found
+
+
+def _name(num_items: int) -> str:
+    return f"catalogue of {num_items}"

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from benchmark.config import BenchmarkSection
 from benchmark.runner import Results, failure
 from benchmark.worker import Job
 from export.graph import ServingGraph
-from export.onnx_graph import write_graph
+from export.onnx_graph import serving_model
 from foundation.artifact import Artifact, Draft, make
 from recommender.config import StudentSection
 from recommender.runtimes.base import GRAPH, ITEM_IDS
@@ -32,12 +33,12 @@ def drawn_student(section: StudentSection, num_items: int) -> Student:
     return Student(section, num_items, None).eval()
 
 
-def drawn_graph(student: Student, graph: ServingGraph, out: Path) -> Artifact:
+def drawn_graph(student: Student, graph: onnx.ModelProto, out: Path) -> Artifact:
     """`graph`, made of a drawn student, as an artefact of exported graphs."""
 
     def build(draft: Draft) -> None:
-        write_graph(graph, [], _OPSET, "", draft.path / GRAPH)
-        (draft.path / ITEM_IDS).write_text(json.dumps([str(item) for item in range(1, len(graph.table_ID))]))
+        onnx.save(graph, draft.path / GRAPH)
+        (draft.path / ITEM_IDS).write_text(json.dumps([str(item) for item in range(1, len(student.items.id_ID))]))
         draft.metrics["num_parameters"] = student.num_parameters
 
     return make(out, "onnx", recipe={}, inputs={}, build=build)
@@ -48,7 +49,8 @@ def sweep_jobs(section: StudentSection, benchmark: BenchmarkSection, folder: Pat
     jobs, plain = {}, benchmark.model_copy(update={"full": False}).model_dump()
     for num_items in SIZES:
         student = drawn_student(section, num_items)
-        made = drawn_graph(student, ServingGraph(student, benchmark.k), folder / f"items-{num_items}")
+        model = serving_model(ServingGraph(student, benchmark.k), [], _OPSET, "")
+        made = drawn_graph(student, model, folder / f"items-{num_items}")
         shape = (benchmark.num_histories, section.max_length)
         histories = folder / f"histories-{num_items}.npy"
         np.save(histories, np.random.default_rng(0).integers(1, num_items + 1, shape), allow_pickle=False)

@@ -11,14 +11,13 @@ from jinja2 import Environment, StrictUndefined
 from benchmark import plots
 from benchmark.accuracy import headlines
 from benchmark.markdown import (
-    COLUMNS,
     beyond_cells,
     catalogue_cells,
     ceiling_sentence,
-    cells,
     drift_cells,
     rate_cells,
     sentences,
+    variant_cells,
 )
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -30,7 +29,7 @@ def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]])
     rows, sweep = report["rows"], report.get("catalogue_sweep", [])
     return template.render(
         report=report,
-        table=cells(COLUMNS, rows),
+        table=variant_cells(rows),
         headlines=headlines(rows),
         sentences=sentences(report),
         beyond=beyond_cells(rows),

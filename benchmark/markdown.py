@@ -41,7 +41,7 @@ def _share(row: Rows) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-COLUMNS: dict[str, Callable[[Rows], str]] = {
+_COLUMNS: dict[str, Callable[[Rows], str]] = {
     "variant": lambda row: row["variant"],
     "NDCG@10 [95% CI]": _accuracy,
     "HR@10": _number("hr_at_10", ".4f"),
@@ -57,10 +57,22 @@ COLUMNS: dict[str, Callable[[Rows], str]] = {
     "runs in": _runs_in,
 }
 
+_GPU_COLUMNS: dict[str, Callable[[Rows], str]] = {
+    "GPU MiB (torch)": _number("peak_gpu_bytes", ",.0f", 1 / _MIB),
+    "GPU MiB (process)": _number("gpu_process_bytes", ",.0f", 1 / _MIB),
+    "mJ a history": _number("joules_per_history", ",.1f", 1e3),
+}
+
+
+def variant_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of all variants; what only a GPU has is there where one was."""
+    gpu = {name: cell for name, cell in _GPU_COLUMNS.items() if any(cell(row) != "-" for row in rows)}
+    return cells(_COLUMNS | gpu, rows)
+
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables, comparisons and protocol."""
-    parts = [_table(cells(COLUMNS, report["rows"]))]
+    parts = [_table(variant_cells(report["rows"]))]
     full = report["full_depth_teacher"]
     if "throughput_per_s" in full:
         parts.append(

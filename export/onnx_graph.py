@@ -54,7 +54,12 @@ def build_onnx(
 
 def write_graph(graph: ServingGraph, inputs: Collection[str], opset: int, digest: str, out: Path) -> None:
     """Write `graph` with these optional inputs as ONNX."""
+    onnx.save(serving_model(graph, inputs, opset, digest), out)
+
+
+def serving_model(graph: ServingGraph, inputs: Collection[str], opset: int, digest: str) -> onnx.ModelProto:
+    """`graph` with these optional inputs in ONNX; `digest` of the student goes into it."""
     request = example(graph, inputs)
     names = [name for name, parameter in PARAMETERS.items() if parameter in request]
     properties = {"recdistill.student": digest}
-    onnx.save(to_onnx(graph, request, dynamic_dimensions(request), (names, OUTPUTS), opset, properties), out)
+    return to_onnx(graph, request, dynamic_dimensions(request), (names, OUTPUTS), opset, properties)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmark.ceiling import measure_ceiling, operations_in_torch, operations_of_graph, share_of_limit
 from benchmark.config import BenchmarkSection
+from benchmark.gpu import Meter
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, build_report, comparisons
 from benchmark.runner import failure, measure, round_ratios, run_process
@@ -140,3 +142,23 @@ def test_a_machine_can_compute_and_copy() -> None:
     found = measure_ceiling(1)
     assert found["gemm_per_s"]["fp32"] > 1e9
     assert found["bytes_per_s"] > 1e8
+
+
+def test_without_a_gpu_the_driver_says_nothing() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    meter = Meter()
+    assert meter.process_bytes() is None and meter.joules() is None
+
+
+@pytest.mark.gpu
+def test_the_driver_counts_memory_and_energy() -> None:
+    held = torch.ones(1 << 26, device="cuda")  # 256 MiB
+    meter = Meter()
+    found, before_j = meter.process_bytes(), meter.joules()
+    assert found is None or found > 1 << 28  # None where process numbers are another namespace's
+    for _ in range(200):
+        held.mul_(1.0)
+    torch.cuda.synchronize()
+    after_j = meter.joules()
+    assert before_j is None or (after_j is not None and after_j >= before_j)

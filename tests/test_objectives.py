@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from distill.objectives import METHODS, build_objectives
 from distill.objectives.base import Objective, TeacherTargets
-from distill.objectives.config import OPTIONS, ObjectiveOptions, RrdOptions
+from distill.objectives.config import OPTIONS, Dllm2RecOptions, ObjectiveOptions, RceKdOptions, RrdOptions
+from distill.objectives.dllm2rec import ImportanceAwareRanking
 from distill.objectives.forward_kl import ForwardKL
+from distill.objectives.rce_kd import RejuvenatedCrossEntropy
 from distill.objectives.rrd import RelaxedRanking
 from tests.contracts import NUM_ITEMS, TEMPERATURE, ObjectiveContract
 
@@ -91,6 +95,99 @@ class TestRelaxedRanking(ObjectiveContract):
         teacher = self.logits(1)
         losses = [self.make()(scores, self.targets(teacher, NUM_ITEMS)).item() for scores in (3 * teacher, teacher, -teacher)]
         assert losses == sorted(losses)
+
+
+class TestImportanceAwareRanking(ObjectiveContract):
+    """It is 0 where the student equals the weights, which are not the teacher."""
+
+    zero_at_equality = False
+    options = Dllm2RecOptions(num_listed=5, num_consistent=3, rank_temperature=2.0, confidence_temperature=1.5)
+
+    def make(self) -> Objective:
+        return ImportanceAwareRanking(self.options)
+
+    def reference(
+        self, student_logits_NI: torch.Tensor, teacher_logits_NI: torch.Tensor, targets: TeacherTargets
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for n in range(len(student_logits_NI)):
+            listed = targets.index_NK[n].tolist()[:5]
+            own = sorted(range(NUM_ITEMS), key=lambda i: -student_logits_NI[n, i].item())[:3]
+            position = [math.exp(-r / 2.0) for r in range(1, len(listed) + 1)]
+            confidence = [p ** (1 / 1.5) for p in targets.probability_NK[n].tolist()[:5]]
+            consistency = [float(i in own) for i in listed]
+            weights = [0.0] * len(listed)
+            for gamma, part in ((0.3, position), (0.5, confidence), (0.1, consistency)):
+                weights = [w + (gamma * x / sum(part) if sum(part) else 0.0) for w, x in zip(weights, part, strict=True)]
+            q = torch.softmax(student_logits_NI[n], 0)
+            for i, weight in zip(listed, weights, strict=True):
+                share = weight / sum(weights)
+                total = total + share * (math.log(share) - torch.log(q[i]))
+        return total / len(student_logits_NI)
+
+    def test_what_it_weighs(self) -> None:
+        index_NK, probability_NK = torch.tensor([[4, 2, 7]]), torch.tensor([[0.6, 0.2, 0.1]])
+        student = torch.zeros(1, 10).index_fill(1, torch.tensor([7]), 1.0)
+
+        def weights(position: float, confidence: float, consistency: float) -> torch.Tensor:
+            options = Dllm2RecOptions(
+                position=position, confidence=confidence, consistency=consistency, num_consistent=1, rank_temperature=1.0
+            )
+            return ImportanceAwareRanking(options)._importance(student, index_NK, probability_NK)[0]
+
+        assert torch.allclose(weights(1, 0, 0), torch.softmax(torch.tensor([-1.0, -2.0, -3.0]), 0))
+        assert torch.allclose(weights(0, 1, 0), torch.tensor([0.6, 0.2, 0.1]) / 0.9)
+        assert torch.allclose(weights(0, 1, 1), (torch.tensor([0.6, 0.2, 0.1]) / 0.9 + torch.tensor([0.0, 0.0, 1.0])) / 2)
+
+    def test_no_weight_at_all_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="cannot both be 0"):
+            Dllm2RecOptions(position=0, confidence=0)
+
+
+class TestRejuvenatedCrossEntropy(ObjectiveContract):
+    """With the whole of the student's list drawn nothing is left to chance."""
+
+    zero_at_equality = False  # items outside the stored list share what is left evenly, which the teacher did not say
+
+    def make(self) -> Objective:
+        return RejuvenatedCrossEntropy(RceKdOptions(num_top=4, num_candidates=8, num_drawn=8, overlap_weight=0.7))
+
+    def reference(
+        self, student_logits_NI: torch.Tensor, teacher_logits_NI: torch.Tensor, targets: TeacherTargets
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for n in range(len(student_logits_NI)):
+            stored = dict(zip(targets.index_NK[n].tolist(), targets.probability_NK[n].tolist(), strict=True))
+            rest = NUM_ITEMS - len(stored)
+            p = [stored.get(i, max(1 - sum(stored.values()), 1e-12) / max(rest, 1)) for i in range(NUM_ITEMS)]
+            ranked = sorted(range(NUM_ITEMS), key=lambda i: -student_logits_NI[n, i].item())
+            first = set(targets.index_NK[n].tolist()[:4])
+            both, other = sorted(first & set(ranked[:4])), sorted(first - set(ranked[:4]) | set(ranked[:8]))
+            gamma = math.exp(-0.7 * len(both) / len(first))
+            for share, part in ((1 - gamma, both), (gamma, other)):
+                mass = sum(p[i] for i in part)
+                log_z = student_logits_NI[n, part].logsumexp(0) if part else torch.zeros(())
+                for i in part:
+                    log_ratio = math.log(p[i] / mass) - (student_logits_NI[n, i] - log_z)
+                    total = total + share * p[i] / mass * log_ratio
+        return total / len(student_logits_NI)
+
+    def test_zero_where_student_and_teacher_are_one(self) -> None:
+        teacher = self.logits(1)
+        assert self.make()(teacher / TEMPERATURE, self.targets(teacher, NUM_ITEMS)).item() == pytest.approx(0, abs=1e-7)
+
+    def test_drawn_are_those_above_many_of_the_teachers(self) -> None:
+        torch.manual_seed(0)
+        objective = RejuvenatedCrossEntropy(RceKdOptions(num_candidates=80, num_drawn=10))
+        from_teacher_NC = torch.zeros(500, 80, dtype=torch.bool)
+        from_teacher_NC[:, 20:40] = True  # 20 items of the teacher are at the student's ranks 21 to 40
+        ranked_NC = torch.arange(80).expand(500, 80)
+        drawn_NL = objective._drawn(from_teacher_NC, ranked_NC)
+        assert drawn_NL.shape == (500, 10) and all(len(set(row)) == 10 for row in drawn_NL.tolist())
+        counts = torch.bincount(drawn_NL.flatten(), minlength=80).float()
+        above, among, below = counts[:20].mean(), counts[20:40].mean(), counts[40:].mean()
+        assert above > among > below
+        assert 4 < above / below < 8.0  # weights e^2.1 and e^0.1, less what drawing without replacement evens out
 
 
 def test_every_objective_has_a_contract_test() -> None:

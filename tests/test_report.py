@@ -120,6 +120,13 @@ def test_the_page_holds_everything_it_shows() -> None:
     assert text == to_html(REPORT, SAMPLES)
 
 
+def test_what_only_a_gpu_has() -> None:
+    rows = [row("student", 0.1, 1e-3), row("teacher", 0.1, 1e-2, peak_gpu_bytes=3 << 20, joules_per_history=0.0125)]
+    text = to_markdown({**REPORT, "rows": rows})
+    assert "| GPU MiB (torch) | mJ a history |" in text and "| 3 | 12.5 |" in text and "GPU MiB (process)" not in text
+    assert "mJ a history" in to_html({**REPORT, "rows": rows}, SAMPLES) and "GPU MiB" not in to_markdown(REPORT)
+
+
 def test_what_only_the_full_benchmark_measures() -> None:
     step = {"rate_per_s": 900.0, "max_p99_s": 0.05, "steps": []}
     batches = [[{"batch_size": 1, "call_s": 1e-3}, {"batch_size": 2, "call_s": 1.5e-3}], [{"batch_size": 1, "call_s": 1e-3}]]

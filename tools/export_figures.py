@@ -28,21 +28,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import onnx
 import polars as pl
 import torch
 
 from benchmark.baselines.plain_graph import PlainGraph, to_plain_onnx
+from benchmark.catalogue import drawn_graph, drawn_student
 from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
 from benchmark.runner import Results, failure, measure, round_ratios
 from benchmark.worker import Job
 from export.graph import ServingGraph
-from export.onnx_graph import build_onnx, write_graph
+from export.onnx_graph import build_onnx, serving_model
 from export.parity import answers, parity_requests
 from export.tensorrt_engine import build_engines
 from export.verify import table, verify_graph
-from foundation.artifact import Artifact, Draft, make
+from foundation.artifact import Artifact, make
 from foundation.recipe import load_recipe, slug
 from quantize.config import QuantizeSection
 from quantize.graph import build_quantized_graph
@@ -50,8 +50,8 @@ from quantize.methods import ENGINE_METHODS, SERVED_METHODS
 from recdistill.pipeline import Pipeline
 from recdistill.recipe import Recipe
 from recommender.config import StudentSection
-from recommender.runtimes.base import GRAPH, ITEM_IDS
-from recommender.student import Student, StudentRecommender, load_student, save_student
+from recommender.runtimes.base import GRAPH
+from recommender.student import StudentRecommender, load_student, save_student
 
 LEDGER = Path("docs/results/export.json")
 K, LENGTH, HIDDEN = 20, 50, 128
@@ -158,25 +158,14 @@ def speed(arguments: argparse.Namespace, work: Path, ledger: dict[str, Any]) -> 
 
 def _speed_of(num_items: int, section: BenchmarkSection, work: Path) -> dict[str, Any]:
     work.mkdir()
-    torch.manual_seed(0)
-    drawn = Student(StudentSection(hidden_size=HIDDEN, num_layers=2, max_length=LENGTH), num_items, None).eval()
-
-    def graph(name: str, write: Callable[[Draft], None]) -> Artifact:
-        def build(draft: Draft) -> None:
-            write(draft)
-            (draft.path / ITEM_IDS).write_text(json.dumps([str(number) for number in range(1, num_items + 1)]))
-            draft.metrics["num_parameters"] = drawn.num_parameters
-
-        return make(work / name, "onnx", recipe={}, inputs={}, build=build)
-
+    drawn = drawn_student(StudentSection(hidden_size=HIDDEN, num_layers=2, max_length=LENGTH), num_items)
     recipe = {"student": drawn.section.model_dump(mode="json")}
     student = make(work / "student", "student", recipe=recipe, inputs={}, build=lambda draft: save_student(drawn, draft))
-    plain_model = to_plain_onnx(PlainGraph(drawn, K), drawn, ("item_index", "score"))
-    plain = graph("plain", lambda draft: onnx.save(plain_model, draft.path / GRAPH))
+    plain = drawn_graph(drawn, to_plain_onnx(PlainGraph(drawn, K), drawn, ("item_index", "score")), work / "plain")
     np.save(work / "histories.npy", np.random.default_rng(0).integers(1, num_items + 1, (section.num_histories, LENGTH)))
 
     def own(name: str, **options: Any) -> Artifact:
-        return graph(name, lambda draft: write_graph(ServingGraph(drawn, K, **options), [], 21, "", draft.path / GRAPH))
+        return drawn_graph(drawn, serving_model(ServingGraph(drawn, K, **options), [], 21, ""), work / name)
 
     ours, looked_up = own("ours"), own("looked-up", first_layer=True)
     staged = own("staged", first_layer=True, first_stage=STAGES)

@@ -15,7 +15,12 @@ from distill.objectives.config import OPTIONS
 if TYPE_CHECKING:
     from distill.objectives.base import Objective
 
-METHODS = {"forward_kl": "distill.objectives.forward_kl:ForwardKL", "rrd": "distill.objectives.rrd:RelaxedRanking"}
+METHODS = {
+    "forward_kl": "distill.objectives.forward_kl:ForwardKL",
+    "rrd": "distill.objectives.rrd:RelaxedRanking",
+    "dllm2rec": "distill.objectives.dllm2rec:ImportanceAwareRanking",
+    "rce_kd": "distill.objectives.rce_kd:RejuvenatedCrossEntropy",
+}
 
 
 def build_objectives(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:

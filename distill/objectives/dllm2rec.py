@@ -1,0 +1,47 @@
+"""Importance-aware ranking distillation (Cui et al., 2024: DLLM2Rec): the teacher's first items, each as much as it is worth.
+
+    L = mean_n [ KL(w_n || q_n) ],   w = gamma_p w^p + gamma_c w^c + gamma_o w^o,   renormalised over the list
+
+w^p ∝ e^{-r/beta}         position: rank r in the teacher's list, from 1
+w^c ∝ e^{-d/beta_c}       confidence: d = -log p, how far the teacher itself is from the item
+w^o ∝ 1                   consistency: items that the student has among its own first `num_consistent` as well
+
+q is the student's distribution over the catalogue. Each part is normalised over the list, so that the gammas (.3, .5, .1 in
+the paper) weigh like with like. Changed: the paper has -sum w log sigma(s), for students trained with one negative; beside a
+full softmax the logarithm of q takes its place, and the entropy of w, which has no gradient, is taken off. Its teacher writes
+titles, and d is the distance from what was written to the item; ours has probabilities. Left out: the paper's second part,
+collaborative embedding distillation, which the student has by its construction (b + eta W z).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.objectives.base import Objective, TeacherTargets
+from distill.objectives.config import Dllm2RecOptions
+
+_TINY = 1e-12
+
+
+class ImportanceAwareRanking(Objective[Dllm2RecOptions]):
+    """KL from the importance of the teacher's first items to the student's distribution, a mean over positions."""
+
+    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
+        num_listed = min(self.options.num_listed, targets.index_NK.shape[-1])
+        index_NK = targets.index_NK[:, :num_listed]
+        weight_NK = self._importance(student_logits_NI.detach(), index_NK, targets.probability_NK[:, :num_listed])
+        log_q_NK = student_logits_NI.gather(-1, index_NK) - student_logits_NI.logsumexp(-1, keepdim=True)
+        return (weight_NK * (weight_NK.clamp(min=_TINY).log() - log_q_NK)).sum(-1).mean()
+
+    def _importance(self, student_logits_NI: Tensor, index_NK: Tensor, probability_NK: Tensor) -> Tensor:
+        options = self.options
+        rank_K = torch.arange(1, index_NK.shape[-1] + 1, device=index_NK.device, dtype=probability_NK.dtype)
+        position_NK = (-rank_K / options.rank_temperature).exp().expand_as(probability_NK)
+        confidence_NK = probability_NK.clamp(min=_TINY) ** (1 / options.confidence_temperature)
+        own_NC = student_logits_NI.topk(min(options.num_consistent, student_logits_NI.shape[-1]), dim=-1).indices
+        consistent_NK = (index_NK[:, :, None] == own_NC[:, None, :]).any(-1).to(probability_NK.dtype)
+        parts = ((options.position, position_NK), (options.confidence, confidence_NK), (options.consistency, consistent_NK))
+        weight_NK = sum(gamma * part / part.sum(-1, keepdim=True).clamp(min=_TINY) for gamma, part in parts)
+        assert isinstance(weight_NK, Tensor)
+        return weight_NK / weight_NK.sum(-1, keepdim=True).clamp(min=_TINY)

@@ -23,6 +23,8 @@ COMPARISONS = (
     ("teacher", "control-text"),
     ("student", "control-id"),
     ("student", "control-text"),
+    ("control-ensemble-kd", "control-text"),
+    ("student", "control-ensemble-kd"),
     ("student", "teacher"),
     ("student-int8", "student"),
     ("student-int4", "student"),
@@ -33,6 +35,7 @@ COMPARISONS = (
 )
 STAGE_BEFORE = {
     "control-text": "control-id",
+    "control-ensemble-kd": "control-text",
     "teacher": "control-text",
     "student": "teacher",
     **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),

@@ -24,9 +24,10 @@ def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences)
     }
     found = comparisons(ranks)
     digest, num_seeds = sequences.targets_sha256(), len(rows["student"])
+    width = max(map(len, figures)) + 2
     lines = [
-        f"{'variant':<14}{'NDCG@10 [95% CI]':<26}{'HR@10':<8}parameters",
-        *(_line(name, own) for name, own in figures.items()),
+        f"{'variant':<{width}}{'NDCG@10 [95% CI]':<26}{'HR@10':<8}parameters",
+        *(f"{name:<{width}}{_line(own)}" for name, own in figures.items()),
     ]
     lines += ["", "NDCG@10, paired differences [95% CI]:"]
     lines += [f"  {name}: {d['relative']:+.1%} [{d['ci95'][0]:+.1%}, {d['ci95'][1]:+.1%}]" for name, d in found.items()]
@@ -34,12 +35,11 @@ def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences)
     return "\n".join(lines), {"targets_sha256": digest, "seeds": num_seeds, "rows": figures, "comparisons": found}
 
 
-def _line(name: str, own: Mapping[str, Any]) -> str:
+def _line(own: Mapping[str, Any]) -> str:
     low, high = own["ndcg_at_10_ci95"]
     accuracy = f"{own['ndcg_at_10']:.4f} [{low:.4f}, {high:.4f}]"
-    return (
-        f"{name:<14}{accuracy:<26}{own['hr_at_10']:<8.4f}{format(own['num_parameters'], ',') if own['num_parameters'] else '-'}"
-    )
+    parameters = format(own["num_parameters"], ",") if own["num_parameters"] else "-"
+    return f"{accuracy:<26}{own['hr_at_10']:<8.4f}{parameters}"
 
 
 def _ranks(artifact: Artifact, sequences: Sequences) -> np.ndarray:

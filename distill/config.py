@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,11 +56,21 @@ class TargetsSection(Section):
 
     top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
+    members: dict[Literal["teacher", "control-text", "control-id"], Annotated[float, Field(gt=0)]] = Field(
+        default={"teacher": 1.0}, min_length=1, description="whose log-probabilities are averaged, and with which weights"
+    )
+    seeds: Literal["own", "all"] = Field(
+        default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
+    )
 
 
 class DistillSection(Section):
     """Which objectives the student learns from the teacher, and how much weight the label keeps."""
 
+    ensemble_control: bool = Field(
+        default=False,
+        description="train control-ensemble-kd as well: taught by the averaged control-text seeds, no LLM",
+    )
     label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
     objectives: dict[str, dict[str, Any]] = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")
 

@@ -1,13 +1,15 @@
 """Stage: the teacher's distributions at every training position, as sharded safetensors.
 
-Row p - 1 belongs to training position p (see `recommender/windows.py`). Kept: the K likeliest items at the recipe's
-temperature and their probabilities; the rest's mass is what is missing to 1. Shards already written are not computed again.
-The cache is keyed by the teacher's and the data's digests through the artefact's inputs.
+Of several members the weighted mean of their log-probabilities is the teacher's (a product of experts; Hinton, 2002). Row p - 1
+belongs to training position p (see `recommender/windows.py`). Kept: the K likeliest items at the recipe's temperature and their
+probabilities; the rest's mass is what is missing to 1. Shards already written are not computed again. The cache is keyed by the
+digests of the members and the data through the artefact's inputs.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +17,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from distill.config import TargetsSection
-from distill.device import autocast, compute_dtype, device
+from distill.device import device
+from distill.members import Member
 from distill.objectives.base import TeacherTargets
-from distill.teacher import Teacher
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.split import Sequences
@@ -27,9 +29,12 @@ _SHARD_BATCHES = 64
 _BATCH_SIZE = 32
 
 
-def build_targets(teacher: Teacher, sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
-    """Run the teacher over the training part, every position once with at least half a window of context."""
-    windows = TrainingWindows(sequences, teacher.section.max_length)
+def build_targets(members: Sequence[tuple[float, Member]], sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
+    """Run the members, each with its weight, over the training part.
+
+    Every position is seen once, with at least half a window of context where its user has one.
+    """
+    windows = TrainingWindows(sequences, min(member.max_length for _, member in members))
     if not windows.num_positions:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
     batches = list(windows.overlapping(_BATCH_SIZE))
@@ -37,26 +42,24 @@ def build_targets(teacher: Teacher, sequences: Sequences, section: TargetsSectio
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
         if not (draft.checkpoint / name).exists():
-            shard = _shard(teacher, batches[start : start + _SHARD_BATCHES], section)
+            shard = _shard(members, batches[start : start + _SHARD_BATCHES], section)
             aside = draft.checkpoint / "shard.tmp"
             save_file(shard, aside)
             replace_durably(aside, draft.checkpoint / name)
     for name in names:
         draft.take(name)
-    (draft.path / "index.json").write_text(
-        json.dumps({"num_positions": windows.num_positions, "shards": names, **section.model_dump()})
-    )
+    kept = section.model_dump(include={"top_k", "temperature"})
+    (draft.path / "index.json").write_text(json.dumps({"num_positions": windows.num_positions, "shards": names, **kept}))
 
 
 @torch.no_grad()
-def _shard(teacher: Teacher, batches: list[Batch], section: TargetsSection) -> dict[str, np.ndarray]:
-    dtype, table_ID = compute_dtype(teacher.section.precision), teacher.eval().table()
+def _shard(members: Sequence[tuple[float, Member]], batches: list[Batch], section: TargetsSection) -> dict[str, np.ndarray]:
+    total = sum(weight for weight, _ in members)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
-        with autocast(dtype):
-            hidden_BLE = teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)
-        logits_NI = hidden_BLE[keep_BL].float() @ table_ID[1:].float().T
+        history_BL = torch.from_numpy(batch.history_BL).to(device())
+        logits_NI = torch.stack([weight / total * m.log_probabilities(history_BL, keep_BL) for weight, m in members]).sum(0)
         top = (logits_NI / section.temperature).softmax(-1).topk(min(section.top_k, logits_NI.shape[-1]), dim=-1)
         position_N = batch.position_BL[batch.label_BL > 0]
         parts.append((position_N, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))

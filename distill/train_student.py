@@ -1,8 +1,10 @@
 """Stage: train the student, or one of its control arms, with the same architecture, loss and budget.
 
-control-id    no text, no teacher          b_i
-control-text  item text, no teacher        b_i + eta W z_i
-student       item text and the teacher    b_i + eta W z_i, plus the recipe's distillation objectives
+control-id           no text, no teacher          b_i
+control-text         item text, no teacher        b_i + eta W z_i
+control-ensemble-kd  item text, taught by the     b_i + eta W z_i, plus the recipe's distillation objectives
+                     averaged control-text seeds
+student              item text and the teacher    b_i + eta W z_i, plus the recipe's distillation objectives
 """
 
 from __future__ import annotations

@@ -202,16 +202,17 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmark.table import accuracy_table
 
     pipeline = _torch_pipeline(arguments)
-    for seed in pipeline.recipe.seeds:
+    seeds = pipeline.recipe.seeds
+    for seed in seeds:
         pipeline.arm("control-id", seed)
         pipeline.arm("control-text", seed)
         pipeline.teacher(seed)
         pipeline.audit(seed)
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
-    rows |= {name: [pipeline.arm(name, seed) for seed in pipeline.recipe.seeds] for name in ("control-id", "control-text")}
-    rows["teacher"] = [pipeline.teacher(seed) for seed in pipeline.recipe.seeds]
-    rows["student"] = [pipeline.arm("student", seed) for seed in pipeline.recipe.seeds]
+    rows |= {name: [pipeline.arm(name, seed) for seed in seeds] for name in pipeline.controls}
+    rows["teacher"] = [pipeline.teacher(seed) for seed in seeds]
+    rows["student"] = [pipeline.arm("student", seed) for seed in seeds]
     text, figures = accuracy_table(rows, pipeline.sequences)
     print(text)
     return {"stage": "distill", "runs": str(pipeline.folder), **figures}

@@ -1,8 +1,8 @@
 """Which stage reads what, and where its artefact lies.
 
     RUNS/llm/NAME                                 the LLM
-    RUNS/DATASET/data, popularity, item-knn, text, text-encoder
-    RUNS/DATASET/seed-S/control-id, control-text, teacher, audit, targets, student
+    RUNS/DATASET/data, popularity, item-knn, text, text-encoder, targets (of all seeds), targets-control-ensemble-kd
+    RUNS/DATASET/seed-S/control-id, control-text, control-ensemble-kd, teacher, audit, targets, student
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
                                                   student-openvino, student-triton
     RUNS/DATASET/report, report-quick
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from recommender.ranking import Recommender
     from recommender.split import Sequences
 
-ARMS = ("control-id", "control-text", "student")
+ENSEMBLE = "control-ensemble-kd"
 
 
 class Pipeline:
@@ -119,7 +119,8 @@ class Pipeline:
     def audit(self, seed: int) -> Artifact:
         from distill.audit import build_audit
 
-        others = {name: self.baseline(name) for name in ("popularity", "item-knn")} | {a: self.arm(a, seed) for a in ARMS[:2]}
+        others = {name: self.baseline(name) for name in ("popularity", "item-knn")}
+        others |= {name: self.arm(name, seed) for name in ("control-id", "control-text")}
         teacher = self.teacher(seed)
         inputs = {"data": self.data, "teacher": teacher, **others}
         return self._make(
@@ -131,22 +132,37 @@ class Pipeline:
             seed,
         )
 
-    def targets(self, seed: int) -> Artifact:
-        from distill.targets import build_targets
-        from distill.teacher import load_teacher
+    @property
+    def controls(self) -> list[str]:
+        """The arms that the student is compared with."""
+        return ["control-id", "control-text", *([ENSEMBLE] if self.recipe.distill.ensemble_control else [])]
 
-        teacher = self.teacher(seed)
+    def targets(self, arm: str, seed: int) -> Artifact:
+        """What teaches `arm`."""
+        from distill.members import open_member
+        from distill.targets import build_targets
+
+        section, name = self.recipe.targets, "targets"
+        if arm == ENSEMBLE:
+            section, name = section.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"}), f"targets-{ENSEMBLE}"
+        shared = section.seeds == "all"
+        members = {
+            f"{who}-{own}": (weight, self.teacher(own) if who == "teacher" else self.arm(who, own))
+            for who, weight in section.members.items()
+            for own in (self.recipe.seeds if shared else [seed])
+        }
 
         def build(draft: Draft) -> None:
-            build_targets(load_teacher(teacher), self.sequences, self.recipe.targets, draft)
+            opened = [(weight, open_member(artifact)) for weight, artifact in members.values()]
+            build_targets(opened, self.sequences, section, draft)
 
-        inputs = {"data": self.data, "teacher": teacher}
-        return self._make(
-            self._seeded(seed, "targets"), "targets", self._sections("targets", "num_threads"), inputs, build, seed
-        )
+        recipe = self._sections("num_threads") | {"targets": section.model_dump(mode="json")}
+        inputs = {"data": self.data} | {key: artifact for key, (_, artifact) in members.items()}
+        out = self.folder / name if shared else self._seeded(seed, name)
+        return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
 
     def arm(self, arm: str, seed: int) -> Artifact:
-        """control-id, control-text or student."""
+        """control-id, control-text, control-ensemble-kd or student."""
         from distill.targets import load_targets
         from distill.text import load_text
         from distill.train_student import build_student
@@ -154,8 +170,9 @@ class Pipeline:
         inputs = {"data": self.data}
         if arm != "control-id":
             inputs["text"] = self.text
-        if arm == "student":
-            inputs["targets"] = self.targets(seed)
+        taught = arm in ("student", ENSEMBLE)
+        if taught:
+            inputs["targets"] = self.targets(arm, seed)
 
         def build(draft: Draft) -> None:
             options: dict[str, Any] = {"text_IZ": load_text(inputs["text"])[1]} if "text" in inputs else {}
@@ -166,7 +183,7 @@ class Pipeline:
                 }
             build_student(arm, self.sequences, self.recipe.student, seed, draft, **options)
 
-        sections = ("student", "num_threads", *(("distill",) if arm == "student" else ()))
+        sections = ("student", "num_threads", *(("distill",) if taught else ()))
         return self._make(self._seeded(seed, arm), arm, self._sections(*sections), inputs, build, seed)
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:
@@ -355,7 +372,7 @@ class Pipeline:
 
         seeds = self.recipe.seeds
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
-        rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in ARMS[:2]]
+        rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in self.controls]
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
         rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
         graphs = [self.onnx("student", seed) for seed in seeds]

@@ -58,6 +58,12 @@ class Recipe(Section):
                 "benchmark.k",
                 "export.k",
             )
+        if len(self.seeds) < 2 and self.distill.ensemble_control:
+            raise Contradiction(
+                f"distill.ensemble_control averages the seeds of control-text, and seeds = {self.seeds} names one",
+                "distill.ensemble_control",
+                "seeds",
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
         return self

@@ -64,6 +64,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4, .*r.toml:5: student.hidden_size = 10 is not a multiple of student.num_heads = 4",
         ),
         (
+            'name = "x"\n[data]\n[distill]\nensemble_control = true\n',
+            r"r.toml:4: distill.ensemble_control averages the seeds of control-text, and seeds = \[0\] names one",
+        ),
+        (
             'name = "x"\n[data]\n[teacher]\nitem_init = "control-text"\nitem_size = 32\n',
             r"r.toml:5, .*r.toml:4: teacher.item_init = 'control-text' needs teacher.item_size = 32 to equal .*= 64",
         ),

@@ -60,6 +60,27 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     exports(runs / SEED, options, capsys)
 
 
+def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The LLM and control-text of both seeds teach the student, control-text's seeds alone the control."""
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
+    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
+    keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
+    keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
+    found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
+    assert {"control-ensemble-kd", "student"} < set(found["rows"])
+    assert {"student over control-ensemble-kd", "control-ensemble-kd over control-text"} < set(found["comparisons"])
+    runs = tmp_path / "runs" / "chain"
+    digest = {
+        f"{arm}-{seed}": load(runs / f"seed-{seed}" / arm).digest for arm in ("teacher", "control-text") for seed in (0, 1)
+    }
+    both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
+    assert {name: both[name] for name in digest} == digest
+    assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
+    for seed in (0, 1):
+        for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):
+            assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
+
+
 def exports(made: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """What can be done with the student's graph: verified, described, appended to, laid out for Triton."""
     verified = run(["export", "verify", *options], capsys)["rows"]

@@ -15,6 +15,7 @@ import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.evaluation import Validator
 from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
+from distill.members import Member, StudentMember, TeacherMember
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import _encode_resumably, build_text, encode, load_text
@@ -22,9 +23,10 @@ from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
 from recdistill.cli import main
-from recommender.config import OptimSection
+from recommender.config import OptimSection, StudentSection
 from recommender.prompt import prompt_of
 from recommender.split import Sequences
+from recommender.student import Student
 from recommender.windows import TrainingWindows
 from tests.conftest import make_llm
 from tests.constructed import write_tiny_llm
@@ -209,11 +211,19 @@ def test_interrupted_text_goes_on(tiny_llm: Artifact, tmp_path: Path, monkeypatc
     assert resumed.manifest["files"] == whole.manifest["files"]
 
 
+def alone(teacher: Teacher) -> list[tuple[float, Member]]:
+    return [(1.0, TeacherMember(teacher))]
+
+
 def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
     teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
     section = TargetsSection(top_k=5, temperature=2.0)
     artifact = make(
-        tmp_path / "t", "targets", recipe={}, inputs={}, build=lambda draft: build_targets(teacher, sequences, section, draft)
+        tmp_path / "t",
+        "targets",
+        recipe={},
+        inputs={},
+        build=lambda draft: build_targets(alone(teacher), sequences, section, draft),
     )
     targets = load_targets(artifact, sequences.num_items)
     windows = TrainingWindows(sequences, SECTION.max_length)
@@ -228,9 +238,38 @@ def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Se
     assert torch.allclose(expected.gather(-1, got.index_NK), got.probability_NK, atol=1e-3)
     assert torch.allclose(got.tail_N, 1 - expected.topk(5).values.sum(-1), atol=1e-3)
     whole = make(
-        tmp_path / "w", "targets", recipe={}, inputs={}, build=lambda d: build_targets(teacher, sequences, TargetsSection(), d)
+        tmp_path / "w",
+        "targets",
+        recipe={},
+        inputs={},
+        build=lambda d: build_targets(alone(teacher), sequences, TargetsSection(), d),
     )
     assert load_targets(whole, sequences.num_items).at(batch.position_BL[keep], torch.device("cpu")).tail_N.max() < 1e-2
+
+
+def test_members_are_averaged(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    """The targets of two are the product of their distributions, to the power of their weights."""
+    torch.manual_seed(1)
+    teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
+    student = shaken(Student(StudentSection(hidden_size=16, num_layers=1, max_length=20), sequences.num_items, None))
+    section = TargetsSection(top_k=8, temperature=1.5)
+    members: list[tuple[float, Member]] = [(3.0, TeacherMember(teacher)), (1.0, StudentMember(student))]
+
+    def build(draft: Draft) -> None:
+        build_targets(members, sequences, section, draft)
+
+    targets = load_targets(make(tmp_path / "t", "targets", recipe={}, inputs={}, build=build), sequences.num_items)
+    assert SECTION.max_length < 20  # the shorter of the two counts
+    batch = next(TrainingWindows(sequences, SECTION.max_length).overlapping(4))
+    keep, history = torch.from_numpy(batch.label_BL > 0), torch.from_numpy(batch.history_BL)
+    with torch.no_grad():
+        by_teacher = (teacher(history, teacher.table())[keep] @ teacher.table()[1:].T).softmax(-1)
+        by_student = (student(history, student.items())[keep] @ student.items()[1:].T).softmax(-1)
+    product = by_teacher ** (0.75 / 1.5) * by_student ** (0.25 / 1.5)
+    expected = product / product.sum(-1, keepdim=True)
+    got = targets.at(batch.position_BL[batch.label_BL > 0], torch.device("cpu"))
+    assert torch.allclose(got.probability_NK, expected.topk(8).values, atol=1e-3)
+    assert torch.allclose(expected.gather(-1, got.index_NK), got.probability_NK, atol=1e-3)
 
 
 @pytest.mark.parametrize(("method", "max_bytes_ratio", "tolerance"), [("int8", 0.5, 0.05), ("nf4", 0.4, 0.3)])
@@ -311,7 +350,11 @@ def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tm
     teacher = new_teacher(tiny_llm, TEXT, SECTION)
     section = TargetsSection(top_k=5)
     artifact = make(
-        tmp_path / "t", "targets", recipe={}, inputs={}, build=lambda d: build_targets(teacher, sequences, section, d)
+        tmp_path / "t",
+        "targets",
+        recipe={},
+        inputs={},
+        build=lambda d: build_targets(alone(teacher), sequences, section, d),
     )
     shard = next(artifact.path.glob("shard-*.safetensors"))
     good = load_file(shard)

@@ -141,7 +141,7 @@ _USES: dict[str, Callable[[Any, int], None]] = {
     "item-text": _use_text,
     "targets": _use_targets,
     "llm": _use_llm,
-    **dict.fromkeys(("control-id", "control-text", "student"), _use_student),
+    **dict.fromkeys(("control-id", "control-text", "control-ensemble-kd", "student"), _use_student),
     **dict.fromkeys(("popularity", "item-knn", "onnx", "onnx-int8", "onnx-int4"), _use_variant),
     **dict.fromkeys(("teacher", "teacher-int8", "teacher-nf4", "openvino", "onnx-int8-qdq"), _use_variant),
     "text-encoder": _use_text_encoder,

@@ -1,0 +1,61 @@
+"""Who teaches: a model that gives a distribution over the catalogue at every position of a history.
+
+Several of them are averaged into one teacher (`targets.members`): the LLM, its other seeds, control arms.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill.device import autocast, compute_dtype, device
+from distill.teacher import Teacher, load_teacher
+from foundation.artifact import Artifact
+from recommender.student import Student, load_student
+
+
+class Member(Protocol):
+    """One of those who teach."""
+
+    max_length: int
+
+    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
+        """Of the next item after every position that `keep_BL` marks, float32[N, I]."""
+        ...
+
+
+def open_member(artifact: Artifact) -> Member:
+    """The teacher or the arm of an artefact."""
+    return TeacherMember(load_teacher(artifact)) if artifact.kind == "teacher" else StudentMember(load_student(artifact))
+
+
+class TeacherMember:
+    """An LLM that was tuned to recommend."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher, self.dtype = teacher.eval(), compute_dtype(teacher.section.precision)
+        self.max_length = teacher.section.max_length
+        with torch.no_grad():
+            self.table_IE = teacher.table()
+
+    @torch.no_grad()
+    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
+        with autocast(self.dtype):
+            hidden_BLE = self.teacher(history_BL, self.table_IE)
+        return (hidden_BLE[keep_BL].float() @ self.table_IE[1:].float().T).log_softmax(-1)
+
+
+class StudentMember:
+    """An arm of the student's architecture."""
+
+    def __init__(self, student: Student) -> None:
+        self.student, self.max_length = student.eval().to(device()), student.section.max_length
+        with torch.no_grad():
+            self.table_ID = self.student.items()
+
+    @torch.no_grad()
+    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
+        hidden_BLD = self.student(history_BL, self.table_ID)
+        return (hidden_BLD[keep_BL] @ self.table_ID[1:].T).log_softmax(-1)

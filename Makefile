@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	tools/install.sh $(VENV) dev,tensorrt-rtx,openvino,triton
+	tools/install.sh $(VENV) dev,tensorrt-rtx,openvino,triton,tensorboard
 	touch $@
 
 $(VENV)/.tensorrt: $(VENV)/.installed

@@ -37,6 +37,7 @@ def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]])
         pareto=plots.pareto(rows),
         drift=plots.drift(rows) if drift_cells(rows) else "",
         latencies=plots.latencies(samples_s),
+        training=plots.training(report["training"]) if report.get("training") else "",
         rates=rate_cells(rows),
         batches=plots.batches(rows) if any(row.get("batches") for row in rows) else "",
         sweep=catalogue_cells(sweep),

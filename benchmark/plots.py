@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmark.accuracy import ALL
 
@@ -78,6 +79,19 @@ def catalogue(sweep: Sequence[Mapping[str, Any]]) -> str:
     axes.plot(sizes, alone, "o-", color=_COLOURS["student"], label="one request", linewidth=1.3)
     axes.plot(sizes, batched, "o--", color=_COLOURS["student"], label="one history of a batch", linewidth=1.3)
     axes.set(xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="ms")
+    _legend_below(axes)
+    return _svg(figure)
+
+
+def training(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """The score on validation, epoch by epoch."""
+    figure, axes = _axes(height=3.2)
+    styles = _Styles()
+    for variant, epochs in curves.items():
+        score = [epoch["validation_ndcg_at_10"] for epoch in epochs]
+        axes.plot(np.arange(1, len(score) + 1), score, label=variant, linewidth=1.3, **styles.of(variant))
+    axes.set(xlabel="epoch", ylabel="NDCG@10 on validation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_below(axes)
     return _svg(figure)
 

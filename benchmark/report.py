@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmark.markdown import to_markdown
 from benchmark.runner import Results, failure, measure, round_ratios, run_process
 from benchmark.variants import serving_bytes, status_of
 from benchmark.worker import Job, judged_sequences
+from distill.evaluation import kept_history
 from foundation import console
 from foundation.artifact import Artifact, ArtifactError, Draft
 from recommender.config import StudentSection
@@ -64,11 +65,12 @@ def build_report(
     student: StudentSection,
     section: BenchmarkSection,
     draft: Draft,
+    trained: Mapping[str, Artifact] | None = None,
 ) -> None:
     """Measure `rows`, and the LLM of the row "teacher" at full depth, and write the report.
 
     `vector_IZ` are the items' text vectors (row 0 = padding), by which the diversity of lists is judged; `student` says how
-    long histories are, and what is drawn for catalogues of other sizes.
+    long histories are, and what is drawn for catalogues of other sizes. The training curves of `trained` are shown.
     """
     max_length = student.max_length
     dataset = load_dataset(data)
@@ -112,6 +114,7 @@ def build_report(
         "ceiling": limits,
         "rows": [_row(row, found) for row in rows],
         "catalogue_sweep": sweep,
+        "training": {name: kept_history(artifact) for name, artifact in (trained or {}).items()},
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
     }

@@ -18,7 +18,7 @@ from recommender.metrics import ndcg, summary
 from recommender.ranking import Recommender, pad_left
 from recommender.split import Sequences
 
-RANKS = "ranks.parquet"
+RANKS, CURVE = "ranks.parquet", "training.parquet"
 
 
 def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft) -> dict[str, Any]:
@@ -87,4 +87,10 @@ class EpochBatches:
 
 def save_history(history: list[dict[str, Any]], folder: Path) -> None:
     """The training curve as Parquet."""
-    pl.DataFrame(history).write_parquet(folder / "training.parquet")
+    pl.DataFrame(history).write_parquet(folder / CURVE)
+
+
+@opens
+def kept_history(artifact: Artifact) -> list[dict[str, Any]]:
+    """The training curve, epoch by epoch: the score on validation, and the mean of every term of the loss."""
+    return pl.read_parquet(artifact.file(CURVE), **ONE_FILE).to_dicts()

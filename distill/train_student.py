@@ -19,6 +19,7 @@ from distill.device import device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
 from distill.objectives import build_objectives
 from distill.targets import Targets
+from distill.tracking import Tracker
 from distill.training import Fit
 from foundation.artifact import Draft
 from recommender.config import StudentSection
@@ -37,6 +38,7 @@ def build_student(
     text_IZ: np.ndarray | None = None,
     targets: Targets | None = None,
     distill: DistillSection | None = None,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train one arm, keep its best validation epoch, save and evaluate it. `targets` and `distill` go together."""
     torch.manual_seed(seed)
@@ -71,6 +73,7 @@ def build_student(
         seed=seed,
         checkpoint=draft.checkpoint,
         name=arm,
+        tracker=tracker,
     ).run()
     save_student(student, draft)
     save_history(run.history, draft.path)

@@ -11,6 +11,7 @@ from distill.device import autocast, compute_dtype, device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
 from distill.teacher import new_teacher, read_teacher, save_teacher, serving_teacher
 from distill.text import load_text
+from distill.tracking import Tracker
 from distill.training import Fit
 from foundation.artifact import Artifact, Draft
 from recommender.split import Sequences
@@ -26,6 +27,7 @@ def build_teacher(
     section: TeacherSection,
     seed: int,
     draft: Draft,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train, keep the best validation epoch, save and evaluate what was saved. `control` gives the ID vectors' start."""
     torch.manual_seed(seed)
@@ -62,6 +64,7 @@ def build_teacher(
         name="teacher",
         slow_parameters=list(teacher.body.parameters()),
         slow_learning_rate=section.body_learning_rate,
+        tracker=tracker,
     ).run()
     save_teacher(teacher, llm, draft)
     save_history(run.history, draft.path)

@@ -26,10 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.tracking import Tracker
 from foundation import console
 from foundation.artifact import replace_durably
 from recommender.config import OptimSection
 
+_TELL_EVERY = 20  # steps
 _LAST, _BEST = "last.safetensors", "best.safetensors"
 
 
@@ -53,9 +55,10 @@ class Counters:
 class Fit:
     """One training run over `model`'s trainable parameters.
 
-    batches(epoch): the batches of an epoch, the same for the same epoch.
+    batches(epoch): the batches of an epoch, the same for the same epoch; the length of one is how many positions it teaches.
     losses(batch): named scalar terms; "loss" is the one minimised.
     validate(): validation NDCG@10 of the current weights.
+    `tracker` is told the terms, the learning rate and the pace now and then, and the score of every epoch.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class Fit:
         name: str,
         slow_parameters: Sequence[nn.Parameter] = (),
         slow_learning_rate: float | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
+        self.tracker, self.told = tracker or Tracker(), (0, time.monotonic())
         self.model, self.batches, self.losses, self.validate = model, batches, losses, validate
         self.section, self.seed, self.checkpoint, self.name = section, seed, checkpoint, name
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -95,12 +100,14 @@ class Fit:
         total_steps = self.section.epochs * len(self.batches(0))
         while self.at.epoch < self.section.epochs and self.at.epoch - self.at.best_epoch <= self.section.patience:
             self._epoch(total_steps)
+        self.tracker.close()
         self._load_weights(load_file(self.checkpoint / _BEST))
         return self.at
 
     def _epoch(self, total_steps: int) -> None:
         at, batches = self.at, self.batches(self.at.epoch)
         saved = started = time.monotonic()
+        self.told = (0, started)
         self.model.train()
         for batch in console.progress(batches[at.step_in_epoch :], f"{self.name} epoch {at.epoch + 1}/{self.section.epochs}"):
             self._step(batch, total_steps)
@@ -112,6 +119,7 @@ class Fit:
         with self._averaged():
             score = self.validate()
         means = {name: total / at.step_in_epoch for name, total in at.loss_sums.items()}
+        self.tracker.log(at.step, {"validation/ndcg_at_10": score})
         at.history.append({"epoch": at.epoch, "validation_ndcg_at_10": score, **means})
         console.say(
             f"{self.name} epoch {at.epoch + 1}: "
@@ -138,10 +146,22 @@ class Fit:
         nn.utils.clip_grad_norm_(self.parameters.values(), self.section.clip_norm)
         self.optimizer.step()
         self._update_average()
-        for name, term in terms.items():
-            self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + term.item()
+        values = {name: term.item() for name, term in terms.items()}
+        for name, value in values.items():
+            self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + value
         self.at.step += 1
         self.at.step_in_epoch += 1
+        self._tell(len(batch), values)
+
+    def _tell(self, num_positions: int, values: Mapping[str, float]) -> None:
+        positions, since = self.told
+        self.told = (positions + num_positions, since)
+        if self.at.step % _TELL_EVERY == 0:
+            pace = self.told[0] / max(time.monotonic() - since, 1e-9)
+            rates = {f"learning_rate/{number}": group["lr"] for number, group in enumerate(self.optimizer.param_groups)}
+            self.tracker.log(self.at.step, {f"train/{name}": value for name, value in values.items()} | rates)
+            self.tracker.log(self.at.step, {"train/positions_per_s": pace})
+            self.told = (0, time.monotonic())
 
     def _update_average(self) -> None:
         if self.average:

@@ -48,8 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     stage("data", _data, "import and validate the data")
-    stage("teacher", _teacher, "fine-tune the LLM, train the controls, audit the teacher")
-    stage("distill", _distill, "everything up to the distilled student, and the result table")
+    trained = [
+        stage("teacher", _teacher, "fine-tune the LLM, train the controls, audit the teacher"),
+        stage("distill", _distill, "everything up to the distilled student, and the result table"),
+    ]
+    for sub in trained:
+        sub.add_argument("--tensorboard", type=Path, metavar="DIR", help="losses, learning rates and scores as they come")
     stage("quantize", _quantize, "int8 and 4-bit variants of student and teacher, each judged on ranking")
     export = stages.add_parser("export", help="the serving graph", description="The serving graph.")
     targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
@@ -168,7 +172,7 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 
     if recipe.about:
         console.say(f"{arguments.recipe}: {recipe.about}")
-    return Pipeline(recipe, arguments.runs, arguments.overwrite)
+    return Pipeline(recipe, arguments.runs, arguments.overwrite, getattr(arguments, "tensorboard", None))
 
 
 def _torch_pipeline(arguments: argparse.Namespace) -> Pipeline:

@@ -24,6 +24,7 @@ from recdistill.recipe import Recipe
 
 if TYPE_CHECKING:
     from benchmark.report import Row
+    from distill.tracking import Tracker
     from export.verify import Row as VerifiedRow
     from recommender.ranking import Recommender
     from recommender.split import Sequences
@@ -34,8 +35,8 @@ ENSEMBLE = "control-ensemble-kd"
 class Pipeline:
     """The stages of one recipe under one runs folder."""
 
-    def __init__(self, recipe: Recipe, runs: Path, overwrite: bool = False) -> None:
-        self.recipe, self.runs, self.overwrite = recipe, runs, overwrite
+    def __init__(self, recipe: Recipe, runs: Path, overwrite: bool = False, tensorboard: Path | None = None) -> None:
+        self.recipe, self.runs, self.overwrite, self.tensorboard = recipe, runs, overwrite, tensorboard
         self.folder = runs / recipe.name
 
     @cached_property
@@ -110,7 +111,9 @@ class Pipeline:
 
         def build(draft: Draft) -> None:
             control = inputs.get("control-text")
-            build_teacher(self.llm, self.text, control, self.sequences, self.recipe.teacher, seed, draft)
+            build_teacher(
+                self.llm, self.text, control, self.sequences, self.recipe.teacher, seed, draft, self._tracker("teacher", seed)
+            )
 
         return self._make(
             self._seeded(seed, "teacher"), "teacher", self._sections("teacher", "num_threads"), inputs, build, seed
@@ -175,7 +178,9 @@ class Pipeline:
             inputs["targets"] = self.targets(arm, seed)
 
         def build(draft: Draft) -> None:
-            options: dict[str, Any] = {"text_IZ": load_text(inputs["text"])[1]} if "text" in inputs else {}
+            options: dict[str, Any] = {"tracker": self._tracker(arm, seed)}
+            if "text" in inputs:
+                options["text_IZ"] = load_text(inputs["text"])[1]
             if "targets" in inputs:
                 options |= {
                     "targets": load_targets(inputs["targets"], self.sequences.num_items),
@@ -391,12 +396,14 @@ class Pipeline:
             "text": self.text,
         }
         text = load_text(self.text)[0]
+        seed = seeds[0]
+        trained = {name: self.arm(name, seed) for name in (*self.controls, "student")} | {"teacher": self.teacher(seed)}
         return make(
             self.folder / ("report-quick" if quick else "report"),
             "report",
             recipe=self._sections("benchmark"),
             inputs=inputs,
-            build=lambda draft: build_report(rows, self.data, text, self.llm, self.recipe.student, section, draft),
+            build=lambda draft: build_report(rows, self.data, text, self.llm, self.recipe.student, section, draft, trained),
             remake=True,
         )
 
@@ -410,6 +417,11 @@ class Pipeline:
             return Row(variant, [make_one(seed) for seed in seeds])
         except Unavailable as error:
             return Row(variant, [], missing=str(error))
+
+    def _tracker(self, name: str, seed: int) -> Tracker:
+        from distill.tracking import open_tracker
+
+        return open_tracker(self.tensorboard / self.recipe.name / f"seed-{seed}" / name if self.tensorboard else None)
 
     def _sections(self, *names: str) -> dict[str, Any]:
         dumped = self.recipe.model_dump(mode="json")

@@ -27,6 +27,10 @@ class Batch:
     label_BL: np.ndarray
     position_BL: np.ndarray
 
+    def __len__(self) -> int:
+        """How many positions it teaches."""
+        return int((self.label_BL > 0).sum())
+
 
 class TrainingWindows:
     """Windows of at most `max_length` labels over the training part of `sequences`."""

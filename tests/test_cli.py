@@ -26,8 +26,8 @@ from tests.constructed import write_chain_dataset
 COMMON = ["--data", "--help", "--overwrite", "--recipe", "--runs", "--set", "--teacher"]
 COMMANDS = {
     "data": COMMON,
-    "teacher": COMMON,
-    "distill": COMMON,
+    "teacher": sorted([*COMMON, "--tensorboard"]),
+    "distill": sorted([*COMMON, "--tensorboard"]),
     "quantize": COMMON,
     "export onnx": COMMON,
     "export tensorrt": COMMON,

@@ -75,6 +75,7 @@ REPORT: dict[str, Any] = {
         {"variant": "student-trt", "status": "not made: no GPU"},
     ],
     "catalogue_sweep": [],
+    "training": {"student": [{"epoch": epoch, "validation_ndcg_at_10": 0.1 + epoch / 100} for epoch in range(3)]},
     "comparisons": {"student-int8 over student": difference(-0.002)},
 }
 SAMPLES = {"student": np.random.default_rng(0).lognormal(-8, 0.1, 300).tolist(), "teacher": [0.01] * 50}
@@ -111,7 +112,7 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_it_shows() -> None:
     text = to_html(REPORT, SAMPLES)
     page = Page(text)
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
     assert all(reference.startswith("#") for reference in page.references)
     assert not re.search(r"url\((?!#)", text)
@@ -139,13 +140,13 @@ def test_what_only_the_full_benchmark_measures() -> None:
     assert "| student | 900 | 50 | 90% |" in text
     assert "| 1,000 | 1.00 | 4,000 | 128 | ok |" in text and "| 1,000,000 | - | - | - | failed: out of memory |" in text
     page = to_html(full, SAMPLES)
-    assert Page(page).tags.count("svg") == 4  # no drift here
+    assert Page(page).tags.count("svg") == 5  # no drift here
     for name in ("Requests at random instants", "Batches", "Larger catalogues"):
         assert name in page and name not in to_html(REPORT, SAMPLES)
 
 
 def test_a_report_of_failures_alone_is_still_a_page() -> None:
-    broken = {**REPORT, "rows": [{"variant": "student", "status": "failed: out of memory"}], "comparisons": {}}
+    broken = {**REPORT, "rows": [{"variant": "student", "status": "failed: out of memory"}], "comparisons": {}, "training": {}}
     assert "failed: out of memory" in to_html(broken, {})
 
 

@@ -34,6 +34,10 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     report = json.loads((runs / "report" / "report.json").read_text())
     assert report["targets_sha256"] == results["distill"]["targets_sha256"]
     by_name = {row["variant"]: row for row in report["rows"]}
+    assert {name: len(epochs) for name, epochs in report["training"].items()} == {
+        **dict.fromkeys(("control-id", "control-text", "student"), 10),
+        "teacher": 5,
+    }
     for name in ("control-id", "control-text", "teacher", "student"):
         assert by_name[name]["status"] == "ok"
         assert by_name[name]["ndcg_at_10"] == pytest.approx(rows[name]["ndcg_at_10"], abs=0.01)
@@ -66,6 +70,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
     keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
+    options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
     assert {"control-ensemble-kd", "student"} < set(found["rows"])
     assert {"student over control-ensemble-kd", "control-ensemble-kd over control-text"} < set(found["comparisons"])
@@ -76,6 +81,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
+    assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 10  # four arms and the teacher, twice
     for seed in (0, 1):
         for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest

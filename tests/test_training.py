@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from distill.tracking import Tracker, open_tracker
 from distill.training import Fit, TrainingError, step_seed
 from recommender.config import OptimSection
 
@@ -20,7 +21,11 @@ class Interrupted(Exception):
 
 
 def fit(
-    folder: Path, stop_at: int | None = None, scores: list[float] | None = None, section: OptimSection = SECTION
+    folder: Path,
+    stop_at: int | None = None,
+    scores: list[float] | None = None,
+    section: OptimSection = SECTION,
+    tracker: Tracker | None = None,
 ) -> tuple[nn.Module, Fit]:
     """A small regression with dropout; `stop_at` interrupts before that step."""
     folder.mkdir(exist_ok=True)
@@ -43,6 +48,7 @@ def fit(
         seed=3,
         checkpoint=folder,
         name="test",
+        tracker=tracker,
     )
     return model, run
 
@@ -60,6 +66,22 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int, ema_decay: f
     assert run.run().history == counters.history
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_a_tracker_is_told(tmp_path: Path) -> None:
+    """Through TensorBoard's own reader: terms and rates every 20 steps, a score after each of the 4 epochs of 5 steps."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, run = fit(tmp_path / "run", tracker=open_tracker(tmp_path / "events"))
+    history = run.run().history
+    events = reader.EventAccumulator(str(tmp_path / "events")).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        *("train/loss", "train/positions_per_s", "learning_rate/0", "validation/ndcg_at_10")
+    }
+    scores = events.Scalars("validation/ndcg_at_10")
+    assert [(event.step, pytest.approx(event.value)) for event in scores] == [(5, 0.1), (10, 0.2), (15, 0.3), (20, 0.4)]
+    (loss,) = events.Scalars("train/loss")
+    assert loss.step == 20 and 0 < loss.value < 10 * history[-1]["loss"]
+    assert events.Scalars("train/positions_per_s")[0].value > 8
 
 
 def test_best_epoch_is_kept_and_patience_stops(tmp_path: Path) -> None:

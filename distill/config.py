@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distill.objectives.config import OPTIONS
+from distill.regularisers.config import OPTIONS as REGULARISER_OPTIONS
 from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
@@ -62,6 +63,17 @@ class TargetsSection(Section):
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
     )
+
+
+def _known_regularisers(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for name, options in sections.items():
+        if name not in REGULARISER_OPTIONS:
+            raise ValueError(f"no regulariser is named {name!r}; known: {', '.join(REGULARISER_OPTIONS)}")
+        check_options(REGULARISER_OPTIONS[name], options, f"regularisers.{name}")
+    return sections
+
+
+Regularisers = Annotated[dict[str, dict[str, Any]], AfterValidator(_known_regularisers)]
 
 
 class DistillSection(Section):

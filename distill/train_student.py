@@ -9,6 +9,9 @@ student              item text and the teacher    b_i + eta W z_i, plus the reci
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,9 @@ from distill.config import DistillSection
 from distill.device import device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
 from distill.objectives import build_objectives
+from distill.regularisers import build_regularisers
+from distill.regularisers.base import Step
+from distill.regularisers.text_alignment import alignment, uniformity
 from distill.targets import Targets
 from distill.tracking import Tracker
 from distill.training import Fit
@@ -38,26 +44,33 @@ def build_student(
     text_IZ: np.ndarray | None = None,
     targets: Targets | None = None,
     distill: DistillSection | None = None,
+    regularisers: Mapping[str, Mapping[str, Any]] | None = None,
     tracker: Tracker | None = None,
 ) -> None:
     """Train one arm, keep its best validation epoch, save and evaluate it. `targets` and `distill` go together."""
     torch.manual_seed(seed)
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
     objectives = build_objectives(distill.objectives) if distill else {}
+    beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)
     validator = Validator(sequences, section.max_length, section.optim, device())
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         label_BL = torch.from_numpy(batch.label_BL).to(device())
-        table_ID = student.items()
-        hidden_BLD = student(torch.from_numpy(batch.history_BL).to(device()), table_ID)
+        history_BL, table_ID = torch.from_numpy(batch.history_BL).to(device()), student.items()
+        hidden_BLD = student(history_BL, table_ID)
         logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
         label_loss = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)
-        if targets is None or distill is None:
+        step = Step(student, table_ID, history_BL, label_BL)
+        terms = {name: regulariser(step) for name, regulariser in beside.items()}
+        total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
+        if targets is not None and distill is not None:
+            teacher = targets.at(batch.position_BL[batch.label_BL > 0], device())
+            terms |= {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
+            total = distill.label_weight * label_loss
+            weight |= {name: objective.weight for name, objective in objectives.items()}
+        if not terms:
             return {"loss": label_loss}
-        teacher = targets.at(batch.position_BL[batch.label_BL > 0], device())
-        terms = {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
-        total = distill.label_weight * label_loss + sum(objectives[name].weight * term for name, term in terms.items())
-        return {"loss": total, "label": label_loss, **terms}
+        return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_loss, **terms}
 
     def validate() -> float:
         with torch.no_grad():
@@ -78,4 +91,20 @@ def build_student(
     save_student(student, draft)
     save_history(run.history, draft.path)
     record_accuracy(StudentRecommender(student), sequences, draft)
+    if student.items.projection is not None:
+        draft.metrics |= _geometry(student)
     draft.metrics |= {"best_epoch": run.best_epoch, "num_parameters": student.num_parameters}
+
+
+@torch.no_grad()
+def _geometry(student: Student) -> dict[str, float]:
+    """How near text and ID vectors of an item lie, and how evenly each kind is spread."""
+    table, has_text_I = student.items, student.items.text_IZ.norm(dim=-1) > 0
+    if has_text_I.sum() < 2:
+        return {}
+    by_text_ND, by_id_ND = table.of_text(table.text_IZ[has_text_I]), table.id_ID[has_text_I]
+    return {
+        "alignment": alignment(by_text_ND, by_id_ND),
+        "uniformity_of_text": uniformity(by_text_ND),
+        "uniformity_of_ids": uniformity(by_id_ND),
+    }

@@ -186,9 +186,11 @@ class Pipeline:
                     "targets": load_targets(inputs["targets"], self.sequences.num_items),
                     "distill": self.recipe.distill,
                 }
+            options["regularisers"] = self.recipe.regularisers
             build_student(arm, self.sequences, self.recipe.student, seed, draft, **options)
 
-        sections = ("student", "num_threads", *(("distill",) if taught else ()))
+        sections = ["student", "num_threads", *(["distill"] if taught else [])]
+        sections += ["regularisers"] if self.recipe.regularisers else []
         return self._make(self._seeded(seed, arm), arm, self._sections(*sections), inputs, build, seed)
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
-from distill.config import DistillSection, TargetsSection, TeacherSection, TextSection
+from distill.config import DistillSection, Regularisers, TargetsSection, TeacherSection, TextSection
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section
 from quantize.config import QuantizeSection
@@ -30,6 +30,7 @@ class Recipe(Section):
     targets: TargetsSection = TargetsSection()
     student: StudentSection = StudentSection()
     distill: DistillSection = DistillSection()
+    regularisers: Regularisers = Field(default={}, description="of all arms: method -> its options")
     quantize: QuantizeSection = QuantizeSection()
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()

@@ -133,7 +133,13 @@ class Student(nn.Module):
 
     def forward(self, history_BL: Tensor, table_ID: Tensor) -> Tensor:
         """Hidden state after each position, float[B, L, D]; scores are `hidden @ table.T`. L is at most max_length."""
-        hidden_BLD, mask_B1LL, distance_LL = self._positions(F.embedding(history_BL, table_ID), history_BL != 0)
+        return self.encode(F.embedding(history_BL, table_ID), history_BL != 0)
+
+    def encode(self, item_BLD: Tensor, known_BL: Tensor, causal: bool = True) -> Tensor:
+        """The same of item vectors, of which those that are not known are padding; not `causal`: all positions see all."""
+        hidden_BLD, mask_B1LL, distance_LL = self._positions(item_BLD, known_BL)
+        if not causal:
+            mask_B1LL, distance_LL = known_BL[:, None, None, :], torch.maximum(distance_LL, distance_LL.T)
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
         return self.norm(hidden_BLD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,73 @@ import pytest
 import torch
 
 from distill.objectives.base import Objective, TeacherTargets
+from distill.regularisers.base import Regulariser, Step
 from quantize.config import QuantizeSection
 from recommender.beyond import overlap
+from recommender.config import StudentSection
 from recommender.runtimes import open_graph
 from recommender.runtimes.base import GraphRecommender
 from recommender.student import Student, StudentRecommender
 
 NUM_POSITIONS, NUM_ITEMS, TOP_K, TEMPERATURE = 7, 12, 5, 2.0
+
+
+class RegulariserContract:
+    """Subclasses define `make`."""
+
+    def make(self) -> Regulariser:
+        raise NotImplementedError
+
+    @staticmethod
+    def step(num_histories: int = 6, training: bool = False) -> Step:
+        """Histories of different lengths over 40 items with text, the labels shifted by one."""
+        torch.manual_seed(0)
+        text_IZ = torch.randn(41, 5)
+        student = Student(StudentSection(hidden_size=16, num_layers=2, max_length=12, dropout=0.2), 40, text_IZ)
+        student.train(training)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        sequence_BL = torch.randint(1, 41, (num_histories, 11))
+        for row in range(1, num_histories):
+            sequence_BL[row, : row - 1] = 0
+        history_BL, label_BL = sequence_BL[:, :-1], sequence_BL[:, 1:] * (sequence_BL[:, :-1] > 0)
+        return Step(student, student.items(), history_BL, label_BL)
+
+    def loss(self, step: Step, seed: int = 1) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return self.make()(step)
+
+    def test_a_finite_loss_teaches_the_student(self) -> None:
+        step = self.step(training=True)
+        loss = self.loss(step)
+        assert loss.ndim == 0 and loss.isfinite() and loss > 0
+        loss.backward()
+        gradients = [p.grad for p in step.student.parameters() if p.grad is not None]
+        assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+        assert any(gradient.abs().max() > 1e-6 for gradient in gradients)
+
+    def test_the_same_draws_give_the_same_loss(self) -> None:
+        step = self.step()
+        assert self.loss(step).item() == self.loss(step).item()
+
+    def test_descending_it_lowers_it(self) -> None:
+        step = self.step()
+        optimizer, losses = torch.optim.Adam(step.student.parameters(), lr=0.01), []
+        for _ in range(40):
+            loss = self.loss(replace(step, table_ID=step.student.items()))
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert losses[-1] < 0.8 * losses[0]
+
+    def test_next_to_nothing_is_no_error(self) -> None:
+        step = self.step(num_histories=1)
+        alone = replace(step, history_BL=step.history_BL[:, :1], label_BL=step.label_BL[:, :1])
+        loss = self.loss(alone)
+        loss.backward()
+        assert loss.isfinite()
 
 
 class ObjectiveContract:

@@ -45,6 +45,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4: unknown recipe key 'distill.objectives.forward_kl.wieght'; did you mean .*forward_kl.weight",
         ),
         (
+            'name = "x"\n[data]\n[regularisers.fgn]\nweight = 1\n',
+            "no regulariser is named 'fgn'; known: fgm, masked_item",
+        ),
+        (
+            'name = "x"\n[data]\n[regularisers.fgm]\nepsilom = 1.0\n',
+            r"r.toml:4: unknown recipe key 'regularisers.fgm.epsilom'; did you mean .*fgm.epsilon",
+        ),
+        (
             'name = "x"\n[data]\n[distill.objectives.rrd]\nweight = 0.5\nnum_interesting = 0\n',
             r"r.toml:5, .*: distill.objectives.rrd.num_interesting = 0: .*greater than or equal to 1",
         ),

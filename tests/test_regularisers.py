@@ -1,0 +1,182 @@
+"""Each regulariser against its contract, a slow definition, and what only it promises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.regularisers import METHODS, build_regularisers
+from distill.regularisers.base import Regulariser, Step
+from distill.regularisers.config import (
+    OPTIONS,
+    FgmOptions,
+    HistoryContrastOptions,
+    MaskedItemOptions,
+    TextAlignmentOptions,
+)
+from distill.regularisers.fgm import AdversarialItems
+from distill.regularisers.history_contrast import HistoryContrast
+from distill.regularisers.masked_item import MaskedItem
+from distill.regularisers.text_alignment import TextAlignment, alignment, uniformity
+from tests.contracts import RegulariserContract
+
+
+def double(step: Step) -> Step:
+    step.student.double()
+    return replace(step, table_ID=step.student.items())
+
+
+class TestAdversarialItems(RegulariserContract):
+    def make(self) -> AdversarialItems:
+        return AdversarialItems(FgmOptions(epsilon=0.3))
+
+    def test_the_perturbation_is_as_long_as_stated_and_spares_padding(self) -> None:
+        step = double(self.step())
+        moved_BLD = self.make().perturbation(step)
+        for history_L, moved_LD in zip(step.history_BL, moved_BLD, strict=True):
+            known_L = history_L != 0
+            mean_length = step.table_ID[history_L[known_L]].norm(dim=-1).mean()
+            assert moved_LD.norm().item() == pytest.approx(0.3 * mean_length.item(), rel=1e-6)
+            assert (moved_LD[~known_L] == 0).all()
+        assert not moved_BLD.requires_grad
+
+    def test_it_hurts_more_than_any_other_direction(self) -> None:
+        step = double(self.step())
+        moved_BLD, item_BLD = self.make().perturbation(step), F.embedding(step.history_BL, step.table_ID)
+        known_BL = step.history_BL != 0
+
+        def loss(by_BLD: Tensor) -> float:
+            return step.cross_entropy(step.student.encode(item_BLD + 1e-3 * by_BLD, known_BL)).item()
+
+        here = loss(torch.zeros_like(moved_BLD))
+        for seed in range(5):
+            other_BLD = torch.randn(moved_BLD.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            other_BLD *= moved_BLD.norm(dim=(1, 2), keepdim=True) / other_BLD.norm(dim=(1, 2), keepdim=True)
+            assert loss(moved_BLD) - here > abs(loss(other_BLD) - here)
+
+    def test_padding_and_the_order_of_histories_do_not_matter(self) -> None:
+        step = double(self.step())
+        loss = self.make()(step).item()
+        wider = replace(step, history_BL=F.pad(step.history_BL, (2, 0)), label_BL=F.pad(step.label_BL, (2, 0)))
+        other = replace(step, history_BL=step.history_BL.flip(0), label_BL=step.label_BL.flip(0))
+        assert self.make()(wider).item() == pytest.approx(loss, rel=1e-9)
+        assert self.make()(other).item() == pytest.approx(loss, rel=1e-9)
+
+
+class TestMaskedItem(RegulariserContract):
+    def make(self) -> MaskedItem:
+        return MaskedItem(MaskedItemOptions(share=0.4))
+
+    def test_equals_its_slow_definition(self) -> None:
+        step = double(self.step())
+        loss = self.loss(step).item()
+        torch.manual_seed(1)
+        masked_BL = (step.history_BL != 0) & (torch.rand(step.history_BL.shape) < 0.4)
+        total, count = 0.0, 0
+        for history_L, masked_L in zip(step.history_BL, masked_BL, strict=True):
+            places = history_L.nonzero()[:, 0]
+            own = history_L[places][None]  # without its padding
+            item_1LD = step.table_ID[own] * ~masked_L[places][None, :, None]
+            score_LI = step.student.encode(item_1LD, own != 0, causal=False)[0] @ step.table_ID[1:].T
+            for place in masked_L[places].nonzero()[:, 0].tolist():
+                total -= score_LI[place].log_softmax(0)[own[0, place] - 1].item()
+                count += 1
+        assert count and loss == pytest.approx(total / count, rel=1e-6)
+
+    def test_every_position_sees_every_other_and_no_padding(self) -> None:
+        step = self.step()
+        known_BL, item_BLD = step.history_BL != 0, F.embedding(step.history_BL, step.table_ID)
+        changed_BLD = item_BLD.clone()
+        changed_BLD[:, -1] += torch.randn(item_BLD.shape[-1])  # a constant would not outlive the first norm
+        encode = step.student.encode
+        before_BL = known_BL & (torch.arange(known_BL.shape[1]) < known_BL.shape[1] - 1)
+        causal = [encode(item, known_BL)[before_BL] for item in (item_BLD, changed_BLD)]
+        assert torch.allclose(causal[0], causal[1], atol=1e-6)
+        both = [encode(item, known_BL, causal=False)[before_BL] for item in (item_BLD, changed_BLD)]
+        assert (both[0] - both[1]).abs().amax(-1).min() > 1e-4
+        changed_BLD = item_BLD + ~known_BL[:, :, None] * torch.randn_like(item_BLD)
+        spared = [encode(item, known_BL, causal=False)[known_BL] for item in (item_BLD, changed_BLD)]
+        assert torch.allclose(spared[0], spared[1], atol=1e-5)
+
+
+class TestHistoryContrast(RegulariserContract):
+    def make(self) -> HistoryContrast:
+        return HistoryContrast(HistoryContrastOptions(temperature=0.7))
+
+    def test_equals_its_slow_definition_where_views_are_the_histories(self) -> None:
+        step = double(self.step())
+        same = HistoryContrast(HistoryContrastOptions(crop=1.0, mask=0.0, reorder=0.0, temperature=0.7))
+        state_BD = F.normalize(step.student(step.history_BL, step.table_ID)[:, -1], dim=-1).tolist()
+        total, number = 0.0, len(state_BD)
+        for one in range(number):
+            similar = [math.exp(sum(a * b for a, b in zip(state_BD[one], other, strict=True)) / 0.7) for other in state_BD]
+            total -= math.log(similar[one] / (similar[one] + 2 * (sum(similar) - similar[one])))
+        assert same(step).item() == pytest.approx(total / number, rel=1e-6)
+
+    @pytest.mark.parametrize("operation", ["crop", "mask", "reorder"])
+    def test_views(self, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("distill.regularisers.history_contrast.OPERATIONS", (operation,))
+        history_BL = torch.cat([torch.zeros(300, 2, dtype=torch.long), torch.arange(1, 11).expand(300, 10)], dim=1)
+        torch.manual_seed(0)
+        view_BL, kept_BL = HistoryContrast(HistoryContrastOptions()).view(history_BL)
+        assert view_BL.shape == history_BL.shape and len({tuple(row) for row in torch.where(kept_BL, view_BL, 0).tolist()}) > 4
+        for items, kept in zip(view_BL.tolist(), kept_BL.tolist(), strict=True):
+            if operation == "crop":
+                run = [item for item in items if item]
+                assert run == list(range(run[0], run[0] + 6)) and items[-6:] == run and sum(kept) == 6
+            elif operation == "mask":
+                assert items == history_BL[0].tolist() and sum(kept[2:]) == 7
+            else:
+                moved = [place for place in range(2, 12) if items[place] != place - 1]
+                assert sorted(items) == sorted(history_BL[0].tolist()) and kept[2:] == [True] * 10
+                assert not moved or max(moved) - min(moved) < 6
+
+
+class TestTextAlignment(RegulariserContract):
+    def make(self) -> TextAlignment:
+        return TextAlignment(TextAlignmentOptions(temperature=0.5))
+
+    def test_equals_its_slow_definition(self) -> None:
+        step = self.step()
+        first, second, blind = step.label_BL[0, :3].tolist()
+        step.student.items.text_IZ[second] = 2 * step.student.items.text_IZ[first]  # the same text
+        step.student.items.text_IZ[blind] = 0
+        step = double(step)
+        items = sorted(set(step.label_BL[step.label_BL > 0].tolist()) - {blind})
+        table = step.student.items
+        by_text = {i: F.normalize(table.of_text(table.text_IZ[i : i + 1])[0], dim=0) for i in items}
+        by_id = {i: F.normalize(table.id_ID[i], dim=0) for i in items}
+        total = 0.0
+        for i in items:
+            others = [j for j in items if {i, j} != {first, second}]
+            for one, other in ((by_text, by_id), (by_id, by_text)):
+                scores = [math.exp((one[i] @ other[j]).item() / 0.5) for j in others]
+                total -= math.log(scores[others.index(i)] / sum(scores)) / 2
+        assert self.make()(step).item() == pytest.approx(total / len(items), rel=1e-6)
+
+
+def test_alignment_and_uniformity() -> None:
+    one = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    assert alignment(one, 2 * one) == pytest.approx(0) and alignment(one, -one) == pytest.approx(4)
+    assert uniformity(one) == pytest.approx(-4)  # one pair, at a squared distance of 2
+    assert uniformity(torch.ones(10, 3)) == pytest.approx(0, abs=1e-6)
+    even = F.normalize(torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert -4 < uniformity(even) < -3.5
+
+
+def test_every_regulariser_has_a_contract_test_and_options() -> None:
+    tested = {type(contract().make()).__name__ for contract in RegulariserContract.__subclasses__()}
+    assert tested == {path.split(":")[1] for path in METHODS.values()}
+    assert OPTIONS.keys() == METHODS.keys()
+
+
+def test_what_an_arm_takes() -> None:
+    sections = {"fgm": {"weight": 0.0}, "masked_item": {}, "text_alignment": {"temperature": 0.2}}
+    assert list(build_regularisers(sections, has_text=True)) == ["masked_item", "text_alignment"]
+    without: dict[str, Regulariser] = build_regularisers(sections, has_text=False)
+    assert list(without) == ["masked_item"]

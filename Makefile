@@ -63,7 +63,7 @@ verify: setup ## do all runtimes here rank as PyTorch does?
 bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
 	$(RECDISTILL) bench $(OPTIONS)
 
-bench-full: $(VENV)/.tensorrt ## the same with the highest rate of requests each variant holds, and a sweep over batch sizes
+bench-full: $(VENV)/.tensorrt ## the same with the highest rate of requests each variant holds, sweeps of batch and catalogue, more runtimes
 	$(RECDISTILL) bench $(OPTIONS) --set benchmark.full=true
 
 BASE ?= origin/main

@@ -1,7 +1,8 @@
 """Q/DQ graphs: quantize and dequantize nodes around every matrix product with constant weights, scales fixed ahead.
 
-Symmetric on both sides (zero point 0), as TensorRT asks; the scales of activations come from calibration histories. Standard
-operators only, so that one graph serves ONNX Runtime and TensorRT. Shared by `static_int8.py` and `static_fp8.py`.
+Symmetric on both sides (zero point 0), as TensorRT asks; the scales of activations come from calibration histories. What a
+product gives stays float: rounding the scores themselves would cost most. Standard operators only, so that one graph serves
+ONNX Runtime and TensorRT. Shared by `static_int8.py` and `static_fp8.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ def quantize_qdq(
 ) -> onnx.ModelProto:
     """`model` with Q/DQ nodes around `op_types`, by ONNX Runtime's `quantize_static`; `calibration` are feeds of the graph."""
     untied = untie_item_table(model)
-    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "MatMulConstBOnly": True, "QuantizeBias": False}
+    extra: dict[str, Any] = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "MatMulConstBOnly": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": op_types,  # scores of 8 bits would tie
+    }
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # its calibrators print
         source, out = Path(folder) / "float.onnx", Path(folder) / "qdq.onnx"
         onnx.save(untied, source)

@@ -199,6 +199,12 @@ class TestWeightOnlyInt4(GraphQuantizerContract):
 class TestStaticInt8(GraphQuantizerContract):
     method, min_overlap, max_bytes_ratio = quantize.static_int8, 0.85, 0.6
 
+    def test_scores_are_not_rounded(self, quantized: onnx.ModelProto, tmp_path: Path) -> None:
+        onnx.save(quantized, tmp_path / "q.onnx")
+        history_BL = np.random.default_rng(0).integers(1, 200, (100, 12))
+        score_BK = OnnxRecommender(tmp_path / "q.onnx").recommend(history_BL, 20)[1]
+        assert len(np.unique(score_BK)) > 1500, "8 bits have 256 values"
+
 
 class TestBlockInt4(GraphQuantizerContract):
     method, min_overlap, max_bytes_ratio, float_table = quantize.block_int4, 0.6, 0.8, True

@@ -19,6 +19,7 @@ from benchmark.worker import Job
 from export.graph import ServingGraph
 from export.onnx_graph import serving_model
 from foundation.artifact import Artifact, Draft, make
+from foundation.console import one_line
 from recommender.config import StudentSection
 from recommender.runtimes.base import GRAPH, ITEM_IDS
 from recommender.student import Student
@@ -44,26 +45,34 @@ def drawn_graph(student: Student, graph: onnx.ModelProto, out: Path) -> Artifact
     return make(out, "onnx", recipe={}, inputs={}, build=build)
 
 
-def sweep_jobs(section: StudentSection, benchmark: BenchmarkSection, folder: Path) -> dict[str, Job]:
-    """A job for every size of catalogue, by name."""
-    jobs, plain = {}, benchmark.model_copy(update={"full": False}).model_dump()
+def sweep_jobs(section: StudentSection, benchmark: BenchmarkSection, folder: Path) -> tuple[dict[str, Job], Results]:
+    """A job for every size of catalogue, by name, or a result that says why there is none."""
+    jobs, failed = {}, {}
     for num_items in SIZES:
-        student = drawn_student(section, num_items)
-        model = serving_model(ServingGraph(student, benchmark.k), [], _OPSET, "")
-        made = drawn_graph(student, model, folder / f"items-{num_items}")
-        shape = (benchmark.num_histories, section.max_length)
-        histories = folder / f"histories-{num_items}.npy"
-        np.save(histories, np.random.default_rng(0).integers(1, num_items + 1, shape), allow_pickle=False)
-        jobs[_name(num_items)] = Job(str(made.path), made.digest, plain, histories=str(histories))
-    return jobs
+        name = _name(num_items)
+        try:
+            jobs[name] = _job(section, benchmark, num_items, folder)
+        except (ValueError, RuntimeError, MemoryError) as error:  # a graph of 2 GiB is none, and memory ends
+            failed[name] = [{"error": one_line(f"{type(error).__name__}: {error}", 200)}]
+    return jobs, failed
+
+
+def _job(section: StudentSection, benchmark: BenchmarkSection, num_items: int, folder: Path) -> Job:
+    student = drawn_student(section, num_items)
+    model = serving_model(ServingGraph(student, benchmark.k), [], _OPSET, "")
+    made = drawn_graph(student, model, folder / f"items-{num_items}")
+    shape = (benchmark.num_histories, section.max_length)
+    histories = folder / f"histories-{num_items}.npy"
+    np.save(histories, np.random.default_rng(0).integers(1, num_items + 1, shape), allow_pickle=False)
+    plain = benchmark.model_copy(update={"full": False}).model_dump()
+    return Job(str(made.path), made.digest, plain, histories=str(histories))
 
 
 def sweep_figures(results: Results) -> list[dict[str, Any]]:
-    """What `sweep_jobs` came to, by size; the jobs' results are taken out of `results`."""
+    """What the jobs of `sweep_jobs` came to, by size; nothing where none was asked for."""
     found = []
     for num_items in SIZES:
-        own = results.pop(_name(num_items), [])
-        if not own:
+        if not (own := results.get(_name(num_items), [])):
             continue
         if failed := failure(own):
             found.append({"num_items": num_items, "status": f"failed: {failed}"})

@@ -13,19 +13,26 @@ import pynvml
 
 
 class Meter:
-    """Reads the GPU that this process computes on."""
+    """Reads the GPU that this process computes on; `on_gpu`: it does."""
 
-    def __init__(self) -> None:
-        torch = sys.modules.get("torch")
+    def __init__(self, on_gpu: bool) -> None:
         self.device: Any = None
-        if torch is None or not torch.cuda.is_available():
+        if not on_gpu:
             return
         try:
             pynvml.nvmlInit()
-            uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-            self.device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            self.device = self._device()
         except pynvml.NVMLError:
             self.device = None
+
+    @staticmethod
+    def _device() -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+            return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(first)
 
     def process_bytes(self) -> int | None:
         """Memory that this process holds on the GPU now."""

@@ -95,11 +95,10 @@ def build_report(
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
     jobs[CEILING] = Job("", "", section.model_dump(), ceiling=True)
-    if section.full:
-        jobs |= sweep_jobs(student, section, draft.checkpoint)
-    results = measure(jobs, section, draft.checkpoint)
+    sizes, failed = sweep_jobs(student, section, draft.checkpoint) if section.full else ({}, {})
+    results = measure(jobs | sizes, section, draft.checkpoint)
+    swept = failed | {name: results.pop(name) for name in sizes}
     limits = _limits(results.pop(CEILING))
-    sweep = sweep_figures(results) if section.full else []
     tops = _tops(runnable, results, data, section, draft)
     targets = sequences.targets(sequences.evaluated_users, "test")
     ranks = {name: np.stack([target_ranks(top_UK, targets) for top_UK in top_SUK]) for name, top_SUK in tops.items()}
@@ -113,7 +112,7 @@ def build_report(
         "protocol": _protocol(rows, sequences, max_length, section),
         "ceiling": limits,
         "rows": [_row(row, found) for row in rows],
-        "catalogue_sweep": sweep,
+        "catalogue_sweep": sweep_figures(swept),
         "training": {name: kept_history(artifact) for name, artifact in (trained or {}).items()},
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
@@ -124,8 +123,8 @@ def build_report(
         name: [s for result in own for s in result["latency_samples_s"]] for name, own in results.items() if not failure(own)
     }
     (draft.path / "report.html").write_text(to_html(report, samples_s))
-    (draft.path / "raw_speed.json").write_text(json.dumps(results))
-    draft.metrics |= {"rows": len(rows), "failed": [name for name in results if failure(results[name])]}
+    (draft.path / "raw_speed.json").write_text(json.dumps(results | swept))
+    draft.metrics |= {"rows": len(rows), "failed": [name for name, own in (results | swept).items() if failure(own)]}
 
 
 def speed_histories(sequences: Sequences, max_length: int, section: BenchmarkSection) -> np.ndarray:
@@ -170,7 +169,7 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "variant": row.variant,
         "status": f"failed: {failed}" if failed else status_of(artifact),
-        "artifact_bytes": serving_bytes(artifact),
+        "artifact_bytes": 0 if row.endpoint else serving_bytes(artifact),  # of a server nothing is known
         "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
     }
@@ -209,8 +208,8 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
     """Percentiles over the samples of all rounds; throughput and memory as medians over rounds."""
     samples = np.concatenate([result["latency_samples_s"] for result in own])
     return {
-        **{key: own[0][key] for key in ("runtime", "precision", "num_parameters", "peak_gpu_bytes", "gpu_process_bytes")},
-        "joules_per_history": own[0]["joules_per_history"],
+        **{key: own[0][key] for key in ("runtime", "precision", "num_parameters")},
+        **{key: _median(own, key) for key in ("peak_gpu_bytes", "gpu_process_bytes", "joules_per_history")},
         "latency_p50_s": float(np.quantile(samples, 0.5)),
         "latency_p90_s": float(np.quantile(samples, 0.9)),
         "latency_p99_s": float(np.quantile(samples, 0.99)),
@@ -221,6 +220,11 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
         **{name: [result[name] for result in own] for name in ("max_rate", "batches") if name in own[0]},
     }
+
+
+def _median(own: list[dict[str, Any]], key: str) -> float | None:
+    known = [result[key] for result in own if result[key] is not None]
+    return float(np.median(known)) if known else None
 
 
 def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:

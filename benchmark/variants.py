@@ -25,20 +25,18 @@ class Opened:
 
 
 @opens
-def open_variant(
-    artifact: Artifact, num_threads: int, runtime: str = "onnxruntime", k: int = EVALUATION_K, endpoint: str = ""
-) -> Opened:
+def open_variant(artifact: Artifact, num_threads: int, runtime: str = "onnxruntime", k: int = EVALUATION_K) -> Opened:
     """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs.
 
-    `runtime` is what runs an ONNX graph or a student, which then returns `k` items. With `endpoint`, HOST:PORT/MODEL, a Triton
-    server answers instead, and the artefact says what its items are called.
+    `runtime` is what runs an ONNX graph or a student, which then returns `k` items.
     """
-    opened = _served(artifact, endpoint) if endpoint else _open(artifact, num_threads, runtime, k)
+    opened = _open(artifact, num_threads, runtime, k)
     opened.recommender.recommend(np.array([[1]]), 1)
     return opened
 
 
-def _served(artifact: Artifact, endpoint: str) -> Opened:
+def open_endpoint(artifact: Artifact, endpoint: str) -> Opened:
+    """A Triton server at HOST:PORT/MODEL; the artefact is the graph it serves, and says what its items are called."""
     from recommender.runtimes.triton import TritonRecommender
 
     url, model = endpoint.rsplit("/", 1)
@@ -98,6 +96,8 @@ def serving_bytes(artifact: Artifact) -> int:
     """Bytes of what serving reads: ids, kept ranks and training curves left out, and of several engines the one that runs."""
     left_out = {"item_ids.json", "ranks.parquet", "training.parquet", "items.parquet", "quarantine.parquet"}
     files = {name: entry["bytes"] for name, entry in artifact.manifest["files"].items() if name not in left_out}
+    if artifact.kind == "student":  # the checkpoint holds item texts as well, which are folded into the table when it is opened
+        return 4 * artifact.metrics["num_parameters"]
     if artifact.kind == "tensorrt":
         name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
         return files[name]

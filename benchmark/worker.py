@@ -20,7 +20,7 @@ import numpy as np
 from benchmark import ceiling, loadgen
 from benchmark.config import BenchmarkSection
 from benchmark.gpu import Meter
-from benchmark.variants import Opened, open_full_depth, open_variant
+from benchmark.variants import Opened, open_endpoint, open_full_depth, open_variant
 from foundation.artifact import load
 from recommender.ranking import Recommender
 
@@ -60,8 +60,10 @@ def run_job(job: Job) -> dict[str, Any]:
     artifact = load(job.artifact, verified_digest=job.digest)
     if job.full_depth_llm:
         opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
+    elif job.endpoint:
+        opened = open_endpoint(artifact, job.endpoint)
     else:
-        opened = open_variant(artifact, section.num_threads, job.runtime, section.k, job.endpoint)
+        opened = open_variant(artifact, section.num_threads, job.runtime, section.k)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
     if job.histories:
         result |= _speed(opened, job, section)
@@ -91,8 +93,8 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any
     expected_s = _warm_up(recommender, history_NL[:1], section)
     size = section.batch_size
     rate = size / _warm_up(recommender, history_NL[:size], section)
-    meter = Meter()
     memory = {"peak_rss_bytes": _peak_rss_bytes(), "peak_gpu_bytes": _peak_gpu_bytes()}  # before the load's own
+    meter = Meter(on_gpu=opened.runtime.endswith("cuda"))
     memory["gpu_process_bytes"] = meter.process_bytes()
     single = loadgen.single_stream(
         recommender, history_NL, k, seconds=section.single_s, max_requests=section.max_single_requests, expected_s=expected_s

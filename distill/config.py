@@ -57,12 +57,19 @@ class TargetsSection(Section):
 
     top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
-    members: dict[Literal["teacher", "control-text", "control-id"], Annotated[float, Field(gt=0)]] = Field(
-        default={"teacher": 1.0}, min_length=1, description="whose log-probabilities are averaged, and with which weights"
+    members: dict[Literal["teacher", "control-text", "control-id"], Annotated[float, Field(ge=0)]] = Field(
+        default={"teacher": 1.0}, description="whose log-probabilities are averaged, and with which weights; 0 = left out"
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
     )
+
+    @field_validator("members")
+    @classmethod
+    def _somebody_teaches(cls, members: dict[str, float]) -> dict[str, float]:
+        if not any(members.values()):
+            raise ValueError("nobody teaches; give one of teacher, control-text, control-id a weight above 0")
+        return members
 
 
 def _known_regularisers(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

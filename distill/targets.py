@@ -59,8 +59,10 @@ def _shard(members: Sequence[tuple[float, Member]], batches: list[Batch], sectio
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
         history_BL = torch.from_numpy(batch.history_BL).to(device())
-        logits_NI = torch.stack([weight / total * m.log_probabilities(history_BL, keep_BL) for weight, m in members]).sum(0)
-        top = (logits_NI / section.temperature).softmax(-1).topk(min(section.top_k, logits_NI.shape[-1]), dim=-1)
+        mean_NI = torch.zeros((), device=device())
+        for weight, member in members:
+            mean_NI = mean_NI + weight / total * member.log_probabilities(history_BL, keep_BL)
+        top = (mean_NI / section.temperature).softmax(-1).topk(min(section.top_k, mean_NI.shape[-1]), dim=-1)
         position_N = batch.position_BL[batch.label_BL > 0]
         parts.append((position_N, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))
     position_N, index_NK, probability_NK = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -68,7 +68,7 @@ def build_student(
             terms |= {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
             total = distill.label_weight * label_loss
             weight |= {name: objective.weight for name, objective in objectives.items()}
-        if not terms:
+        if not terms and targets is None:
             return {"loss": label_loss}
         return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_loss, **terms}
 

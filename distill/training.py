@@ -98,9 +98,11 @@ class Fit:
         """Train (or go on training) to the end and leave the best epoch's weights in the model."""
         self._resume()
         total_steps = self.section.epochs * len(self.batches(0))
-        while self.at.epoch < self.section.epochs and self.at.epoch - self.at.best_epoch <= self.section.patience:
-            self._epoch(total_steps)
-        self.tracker.close()
+        try:
+            while self.at.epoch < self.section.epochs and self.at.epoch - self.at.best_epoch <= self.section.patience:
+                self._epoch(total_steps)
+        finally:
+            self.tracker.close()
         self._load_weights(load_file(self.checkpoint / _BEST))
         return self.at
 

@@ -70,7 +70,7 @@ class ServingGraph(nn.Module):
                 self.register_buffer("first_RI", (whole_ID @ projection_DR).T.contiguous().to(dtype))
             self.register_buffer("layer_I3", student.first_layer_table(whole_ID).to(dtype) if first_layer else None)
         self.register_buffer("num_rows", torch.tensor(len(self.table_ID)))  # of the table, which `append` lengthens
-        self.student = copy.deepcopy(student).eval().to(dtype)
+        self.student = copy.deepcopy(student).eval().serving().to(dtype)
 
     def forward(
         self,

@@ -212,6 +212,7 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
         pipeline.arm("control-text", seed)
         pipeline.teacher(seed)
         pipeline.audit(seed)
+    for seed in seeds:
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
     rows |= {name: [pipeline.arm(name, seed) for seed in seeds] for name in pipeline.controls}

@@ -152,6 +152,7 @@ class Pipeline:
         members = {
             f"{who}-{own}": (weight, self.teacher(own) if who == "teacher" else self.arm(who, own))
             for who, weight in section.members.items()
+            if weight
             for own in (self.recipe.seeds if shared else [seed])
         }
 
@@ -191,7 +192,9 @@ class Pipeline:
 
         sections = ["student", "num_threads", *(["distill"] if taught else [])]
         sections += ["regularisers"] if self.recipe.regularisers else []
-        return self._make(self._seeded(seed, arm), arm, self._sections(*sections), inputs, build, seed)
+        recipe = self._sections(*sections)
+        recipe.get("distill", {}).pop("ensemble_control", None)  # says which arms there are, and nothing of one
+        return self._make(self._seeded(seed, arm), arm, recipe, inputs, build, seed)
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:
         """The serving graph, in the recipe's precision or another one."""

@@ -59,6 +59,12 @@ class Recipe(Section):
                 "benchmark.k",
                 "export.k",
             )
+        if self.export.first_layer_table and student.num_layers < 2:
+            raise Contradiction(
+                "export.first_layer_table looks up what the first of several layers computes, and student.num_layers = 1",
+                "export.first_layer_table",
+                "student.num_layers",
+            )
         if len(self.seeds) < 2 and self.distill.ensemble_control:
             raise Contradiction(
                 f"distill.ensemble_control averages the seeds of control-text, and seeds = {self.seeds} names one",

@@ -75,6 +75,7 @@ class Block(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
         self.bias_LH = nn.Parameter(torch.zeros(max_length, num_heads))
         self.ffn_in, self.ffn_out = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
+        self.heads: nn.ParameterList | None = None  # of a block that serves
 
     def forward(
         self, hidden_BLD: Tensor, mask_B1LL: Tensor, distance_LL: Tensor, projected: Sequence[Tensor] | None = None
@@ -98,15 +99,25 @@ class Block(nn.Module):
         One query needs no keys, for q (W_k x) = (q W_k) x, nor values, for sum a W_v x = W_v sum a x: products of L vectors
         become products of one. The key's bias adds the same to all scores and is left out.
         """
-        normed_BLD, size = self.attention_norm(hidden_BLD), hidden_BLD.shape[-1]
-        key_HdD, value_HdD = self.key_value.weight.view(2, self.num_heads, -1, size)
+        normed_BLD = self.attention_norm(hidden_BLD)
+        matrices = list(self.heads) if self.heads is not None else self._head_matrices()
+        key_HdD, value_HDd = matrices[: self.num_heads], matrices[self.num_heads :]
         query_B1Hd = self.query(normed_BLD[:, -1:]).unflatten(-1, (self.num_heads, -1))
         query_BHD = torch.cat([query_B1Hd[:, :, head] @ key_dD for head, key_dD in enumerate(key_HdD)], dim=1)
         scores_BHL = query_BHD @ normed_BLD.transpose(1, 2) / math.sqrt(query_B1Hd.shape[-1])
         scores_BHL = scores_BHL + F.embedding(distance_1L[0], self.bias_LH).T
         mixed_BHD = self._weights(scores_BHL, mask_B1L) @ normed_BLD
-        heads = [mixed_BHD[:, head : head + 1] @ value_dD.T for head, value_dD in enumerate(value_HdD)]
-        return self._feed_forward(hidden_BLD[:, -1:], torch.cat(heads, dim=-1) + self.key_value.bias[size:])
+        heads = [mixed_BHD[:, head : head + 1] @ value_Dd for head, value_Dd in enumerate(value_HDd)]
+        return self._feed_forward(hidden_BLD[:, -1:], torch.cat(heads, dim=-1) + self.key_value.bias.chunk(2)[1])
+
+    def keep_heads(self) -> None:
+        """Hold the heads' matrices each by itself: exported graphs have them as constants then, which quantizers look for."""
+        self.heads = nn.ParameterList(matrix.contiguous() for matrix in self._head_matrices())
+
+    def _head_matrices(self) -> list[Tensor]:
+        """Keys' [d, D] of every head, then values' [D, d]."""
+        key_HdD, value_HdD = self.key_value.weight.view(2, self.num_heads, -1, self.key_value.in_features)
+        return [*key_HdD, *(value_dD.T for value_dD in value_HdD)]
 
     def _weights(self, scores_BHQL: Tensor, mask_B1QL: Tensor) -> Tensor:
         return self.dropout(scores_BHQL.masked_fill(~mask_B1QL, torch.finfo(scores_BHQL.dtype).min).softmax(-1))
@@ -175,6 +186,11 @@ class Student(nn.Module):
         if len(self.blocks) < 2:
             raise ValueError("a student of one layer has none whose projections could be looked up: it computes a single query")
         return torch.cat(list(self._layers()[0].project(table_ID * math.sqrt(self.section.hidden_size))), dim=-1)
+
+    def serving(self) -> Student:
+        """This student, its last layer prepared for `last_hidden` alone."""
+        self._layers()[-1].keep_heads()
+        return self
 
     def _layers(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))

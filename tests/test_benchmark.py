@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from benchmark.markdown import to_markdown
 from benchmark.report import Row, build_report, comparisons
 from benchmark.runner import failure, measure, round_ratios, run_process
 from benchmark.worker import WATCH, Job
+from distill.train_student import build_student
 from foundation.artifact import Artifact, Draft, make
 from recommender.baselines import build_baseline
-from recommender.config import StudentSection
+from recommender.config import OptimSection, StudentSection
 from recommender.split import Sequences
 
 STUDENT = StudentSection(hidden_size=16, num_layers=2, max_length=12)
@@ -32,6 +34,14 @@ HISTORIES = np.ones((100, 3), np.int64)
 def popularity(dataset: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("baseline") / "popularity"
     return make(out, "popularity", recipe={}, inputs={}, build=lambda draft: build_baseline("popularity", sequences, draft))
+
+
+@pytest.fixture
+def student(sequences: Sequences, tmp_path: Path) -> Artifact:
+    section = STUDENT.model_copy(update={"optim": OptimSection(epochs=2, batch_size=32)})
+    recipe = {"student": section.model_dump(mode="json")}
+    build = lambda draft: build_student("control-id", sequences, section, 0, draft)  # noqa: E731
+    return make(tmp_path / "student", "student", recipe=recipe, inputs={}, seed=0, build=build)
 
 
 def job(artifact: Path, histories: Path, data: str = "") -> Job:
@@ -92,6 +102,28 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
     assert "failed:" in to_markdown(report)
 
 
+def test_the_full_benchmark(student: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates, batches, larger catalogues (one of them too large), the student in PyTorch beside the graph made of it."""
+    monkeypatch.setattr("benchmark.catalogue.SIZES", (100, 3000, 10**12))
+    monkeypatch.setattr("benchmark.worker._BATCH_SIZES", (1, 3))
+    section = SECTION.model_copy(update={"full": True, "rounds": 1})
+    rows = [Row("student-pytorch", [student], runtime="pytorch")]
+    draft = Draft(tmp_path / "report")
+    build_report(rows, dataset, np.ones((61, 2)), student, STUDENT, section, draft, {"student": student})
+    report = json.loads((draft.path / "report.json").read_text())
+    (row,) = report["rows"]
+    assert row["status"] == "ok" and row["runtime"] == "pytorch cpu" and row["operations"]["single"] > 0
+    assert row["artifact_bytes"] == 4 * row["num_parameters"] and row["peak_gpu_bytes"] is None
+    assert [step["batch_size"] for step in row["batches"][0]] == [1, 3] and row["max_rate"][0]["rate_per_s"] >= 0
+    assert [point["num_items"] for point in report["catalogue_sweep"]] == [100, 3000, 10**12]
+    assert [point["status"][:6] for point in report["catalogue_sweep"]] == ["ok", "ok", "failed"]
+    assert report["catalogue_sweep"][1]["throughput_per_s"] > 0 and draft.metrics["failed"] == [f"catalogue of {10**12}"]
+    assert "catalogue of 3000" in json.loads((draft.path / "raw_speed.json").read_text())
+    assert [epoch["epoch"] for epoch in report["training"]["student"]] == [0, 1]
+    page = (draft.path / "report.html").read_text()
+    assert all(name in page for name in ("Larger catalogues", "Requests at random instants", "Training"))
+
+
 def test_ratios_are_taken_within_rounds() -> None:
     base = [{"throughput_per_s": pace} for pace in (100.0, 50.0, 10.0)]
     twice = [{"throughput_per_s": 2 * entry["throughput_per_s"]} for entry in base]
@@ -147,18 +179,20 @@ def test_a_machine_can_compute_and_copy() -> None:
 def test_without_a_gpu_the_driver_says_nothing() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    meter = Meter()
-    assert meter.process_bytes() is None and meter.joules() is None
+    for meter in (Meter(on_gpu=True), Meter(on_gpu=False)):
+        assert meter.process_bytes() is None and meter.joules() is None
 
 
 @pytest.mark.gpu
 def test_the_driver_counts_memory_and_energy() -> None:
     held = torch.ones(1 << 26, device="cuda")  # 256 MiB
-    meter = Meter()
+    meter = Meter(on_gpu=True)
     found, before_j = meter.process_bytes(), meter.joules()
+    assert meter.device is not None
     assert found is None or found > 1 << 28  # None where process numbers are another namespace's
-    for _ in range(200):
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
         held.mul_(1.0)
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
     after_j = meter.joules()
-    assert before_j is None or (after_j is not None and after_j >= before_j)
+    assert before_j is None or (after_j is not None and after_j > before_j)

@@ -160,21 +160,21 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
             stored = dict(zip(targets.index_NK[n].tolist(), targets.probability_NK[n].tolist(), strict=True))
             rest = NUM_ITEMS - len(stored)
             p = [stored.get(i, max(1 - sum(stored.values()), 1e-12) / max(rest, 1)) for i in range(NUM_ITEMS)]
-            ranked = sorted(range(NUM_ITEMS), key=lambda i: -student_logits_NI[n, i].item())
+            score_I = student_logits_NI[n] / TEMPERATURE
+            ranked = sorted(range(NUM_ITEMS), key=lambda i: -score_I[i].item())
             first = set(targets.index_NK[n].tolist()[:4])
-            both, other = sorted(first & set(ranked[:4])), sorted(first - set(ranked[:4]) | set(ranked[:8]))
-            gamma = math.exp(-0.7 * len(both) / len(first))
-            for share, part in ((1 - gamma, both), (gamma, other)):
+            own, other = ranked[: len(first)], sorted(first - set(ranked[: len(first)]) | set(ranked[:8]))
+            gamma = math.exp(-0.7 * len(first & set(own)) / len(first))
+            for share, part in ((1 - gamma, own), (gamma, other)):
                 mass = sum(p[i] for i in part)
-                log_z = student_logits_NI[n, part].logsumexp(0) if part else torch.zeros(())
                 for i in part:
-                    log_ratio = math.log(p[i] / mass) - (student_logits_NI[n, i] - log_z)
+                    log_ratio = math.log(p[i] / mass) - (score_I[i] - score_I[part].logsumexp(0))
                     total = total + share * p[i] / mass * log_ratio
-        return total / len(student_logits_NI)
+        return total / len(student_logits_NI) * TEMPERATURE**2
 
     def test_zero_where_student_and_teacher_are_one(self) -> None:
         teacher = self.logits(1)
-        assert self.make()(teacher / TEMPERATURE, self.targets(teacher, NUM_ITEMS)).item() == pytest.approx(0, abs=1e-7)
+        assert self.make()(teacher, self.targets(teacher, NUM_ITEMS)).item() == pytest.approx(0, abs=1e-7)
 
     def test_drawn_are_those_above_many_of_the_teachers(self) -> None:
         torch.manual_seed(0)

@@ -72,6 +72,11 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4, .*r.toml:5: student.hidden_size = 10 is not a multiple of student.num_heads = 4",
         ),
         (
+            'name = "x"\n[data]\n[student]\nnum_layers = 1\n[export]\nfirst_layer_table = true\n',
+            r"r.toml:6, .*r.toml:4: export.first_layer_table looks up what the first of several layers computes",
+        ),
+        ('name = "x"\n[data]\n[targets]\nmembers = {teacher = 0}\n', r"r.toml:4: targets.members = .*nobody teaches"),
+        (
             'name = "x"\n[data]\n[distill]\nensemble_control = true\n',
             r"r.toml:4: distill.ensemble_control averages the seeds of control-text, and seeds = \[0\] names one",
         ),

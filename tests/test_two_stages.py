@@ -137,6 +137,17 @@ def graph_table(graph: Artifact) -> np.ndarray:
     return next(onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == "table_ID")
 
 
+def test_what_the_last_layer_multiplies_by_is_quantized_at_any_width(tmp_path: Path) -> None:
+    """The exporter folds small constants only: wider matrices have to be constants by themselves."""
+    torch.manual_seed(0)
+    student = Student(StudentSection(hidden_size=128, num_layers=2, max_length=12), 300, None).eval()
+    write_graph(ServingGraph(student, K), [], 21, "", tmp_path / GRAPH)
+    model = onnx.load(tmp_path / GRAPH)
+    constants = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    shapes = [constants[node.input[1]] for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+    assert shapes.count([64, 128]) == 2 and shapes.count([128, 64]) == 2
+
+
 @pytest.mark.parametrize("method", ["int8", "int8-qdq", "int4-qdq"])
 def test_both_stages_are_quantized(graph: Artifact, sequences: Sequences, tmp_path: Path, method: str) -> None:
     build = lambda draft: build_quantized_graph(method, graph, sequences, QuantizeSection(), draft)  # noqa: E731

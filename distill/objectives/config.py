@@ -47,7 +47,7 @@ class RceKdOptions(ObjectiveOptions):
     num_top: int = Field(default=20, ge=1, description="first items of teacher and student, at most the stored list")
     num_candidates: int = Field(default=100, ge=1, description="first items of the student that are drawn from")
     num_drawn: int = Field(default=50, ge=1, description="so many of them")
-    overlap_weight: float = Field(default=1.0, gt=0, description="beta: how fast agreement shifts weight to Q1")
+    overlap_weight: float = Field(default=1.0, gt=0, description="beta: how fast agreement shifts weight to Qs")
 
 
 OPTIONS: dict[str, type[ObjectiveOptions]] = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill.regularisers.config import OPTIONS
+from foundation import console
 
 if TYPE_CHECKING:
     from distill.regularisers.base import Regulariser
@@ -30,6 +31,8 @@ def build_regularisers(sections: Mapping[str, Mapping[str, Any]], has_text: bool
         module, _, cls = METHODS[name].partition(":")
         section = OPTIONS[name].model_validate(options)
         method = getattr(importlib.import_module(module), cls)
-        if section.weight and (has_text or not method.needs_text):
+        if section.weight and method.needs_text and not has_text:
+            console.say(f"without regulariser {name}: this arm has no item text")
+        elif section.weight:
             found[name] = method(section)
     return found

@@ -3,8 +3,8 @@
     L = mean over 2B views of -log( e^{cos(s, s')/tau} / sum over the other views v of e^{cos(s, v)/tau} )
 
 s and s' are the states after the last item of two views of one history; each view is one of crop (a run of items), mask (some
-vectors zero) or reorder (a run in another order), drawn anew. The other histories of the batch are negatives. In the paper's
-loss and defaults; left out: choosing the operations by correlation of items (CoSeRec).
+vectors zero) or reorder (a run in another order), drawn anew. The other histories of the batch are negatives. Changed: cosine
+over tau where the paper has the dot product, so that the loss does not grow with the states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
     def view(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Another version of each history, int64[B, L], and what of it keeps its vector, bool[B, L]."""
         rows, kept = [], []
-        for history_L in history_BL:
+        for history_L in history_BL.cpu():
             items = history_L[history_L != 0]
             seen = torch.ones_like(items, dtype=torch.bool)
             operation = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
@@ -52,7 +52,7 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
             padding = history_BL.shape[1] - len(items)
             rows.append(F.pad(items, (padding, 0)))
             kept.append(F.pad(seen, (padding, 0)))
-        return torch.stack(rows), torch.stack(kept)
+        return torch.stack(rows).to(history_BL.device), torch.stack(kept).to(history_BL.device)
 
     @staticmethod
     def _run(length: int, share: float) -> slice:

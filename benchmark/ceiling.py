@@ -16,7 +16,7 @@ import numpy as np
 
 from recommender.ranking import Recommender
 
-_SIZE, _COPY_BYTES, _SECONDS = 1536, 256 << 20, 0.4
+_SIZES, _COPY_BYTES, _SECONDS = (384, 1536), 256 << 20, 0.4
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "FusedMatMul")
 
 
@@ -27,12 +27,16 @@ def measure_ceiling(num_threads: int) -> dict[str, Any]:
     torch.set_num_threads(num_threads)
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
-        one, other = ((torch.rand(_SIZE, _SIZE) * 9).to(dtype) for _ in range(2))
         product = torch._int_mm if dtype == torch.int8 else torch.mm
-        try:
-            rates[name] = 2 * _SIZE**3 / _quickest(lambda product=product, one=one, other=other: product(one, other))
-        except (RuntimeError, NotImplementedError):
-            continue  # a precision this build has no kernel for
+        for size in _SIZES:
+            one, other = ((torch.rand(size, size) * 9).to(dtype) for _ in range(2))
+            try:
+                seconds = _quickest(lambda product=product, one=one, other=other: product(one, other))
+            except (RuntimeError, NotImplementedError):
+                break  # a precision this build has no kernel for
+            rates[name] = 2 * size**3 / seconds
+            if seconds * (_SIZES[-1] / size) ** 3 > 1:
+                break  # nor a fast one: a larger product would take long and tell no more
     source, target = torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
     return {"gemm_per_s": rates, "bytes_per_s": 2 * _COPY_BYTES / _quickest(lambda: target.copy_(source))}
 

@@ -104,8 +104,7 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
 
 def test_the_full_benchmark(student: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates, batches, larger catalogues (one of them too large), the student in PyTorch beside the graph made of it."""
-    monkeypatch.setattr("benchmark.catalogue.SIZES", (100, 3000, 10**12))
-    monkeypatch.setattr("benchmark.worker._BATCH_SIZES", (1, 3))
+    monkeypatch.setattr("benchmark.catalogue.SIZES", (100, 10**12))
     section = SECTION.model_copy(update={"full": True, "rounds": 1})
     rows = [Row("student-pytorch", [student], runtime="pytorch")]
     draft = Draft(tmp_path / "report")
@@ -114,11 +113,11 @@ def test_the_full_benchmark(student: Artifact, dataset: Artifact, tmp_path: Path
     (row,) = report["rows"]
     assert row["status"] == "ok" and row["runtime"] == "pytorch cpu" and row["operations"]["single"] > 0
     assert row["artifact_bytes"] == 4 * row["num_parameters"] and row["peak_gpu_bytes"] is None
-    assert [step["batch_size"] for step in row["batches"][0]] == [1, 3] and row["max_rate"][0]["rate_per_s"] >= 0
-    assert [point["num_items"] for point in report["catalogue_sweep"]] == [100, 3000, 10**12]
-    assert [point["status"][:6] for point in report["catalogue_sweep"]] == ["ok", "ok", "failed"]
-    assert report["catalogue_sweep"][1]["throughput_per_s"] > 0 and draft.metrics["failed"] == [f"catalogue of {10**12}"]
-    assert "catalogue of 3000" in json.loads((draft.path / "raw_speed.json").read_text())
+    assert [step["batch_size"] for step in row["batches"][0]][:3] == [1, 2, 4] and row["max_rate"][0]["rate_per_s"] >= 0
+    assert [point["num_items"] for point in report["catalogue_sweep"]] == [100, 10**12]
+    assert [point["status"][:6] for point in report["catalogue_sweep"]] == ["ok", "failed"]
+    assert report["catalogue_sweep"][0]["throughput_per_s"] > 0 and draft.metrics["failed"] == [f"catalogue of {10**12}"]
+    assert "catalogue of 100" in json.loads((draft.path / "raw_speed.json").read_text())
     assert [epoch["epoch"] for epoch in report["training"]["student"]] == [0, 1]
     page = (draft.path / "report.html").read_text()
     assert all(name in page for name in ("Larger catalogues", "Requests at random instants", "Training"))

@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from benchmark.config import BenchmarkSection
-from benchmark.runner import Results, failure
+from benchmark.runner import Results, failure, typical
 from benchmark.worker import Job
 from export.graph import ServingGraph
 from export.onnx_graph import serving_model
@@ -79,8 +79,7 @@ def sweep_figures(results: Results) -> list[dict[str, Any]]:
             continue
         figures = {
             "latency_p50_s": float(np.median(np.concatenate([result["latency_samples_s"] for result in own]))),
-            "throughput_per_s": float(np.median([result["throughput_per_s"] for result in own])),
-            "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
+            **{key: typical(own, key) for key in ("throughput_per_s", "peak_rss_bytes")},
         }
         found.append({"num_items": num_items, "status": "ok", **figures})
     return found

@@ -165,13 +165,15 @@ def beyond_cells(rows: Sequence[Rows]) -> list[list[str]]:
 def rate_cells(rows: Sequence[Rows]) -> list[list[str]]:
     """The table of rates under a bound on p99, medians over rounds; empty where none was searched."""
     searched = [row for row in rows if row.get("max_rate")]
+
+    def held(row: Rows) -> float:
+        return float(np.median([found["rate_per_s"] for found in row["max_rate"]]))
+
     columns: dict[str, Callable[[Rows], str]] = {
         "variant": lambda row: row["variant"],
-        "requests/s": lambda row: f"{np.median([found['rate_per_s'] for found in row['max_rate']]):,.0f}",
+        "requests/s": lambda row: f"{held(row):,.0f}",
         "p99 within ms": lambda row: f"{1e3 * row['max_rate'][0]['max_p99_s']:,.0f}",
-        "of offline": lambda row: (
-            f"{np.median([found['rate_per_s'] for found in row['max_rate']]) / row['throughput_per_s']:.0%}"
-        ),
+        "of offline": lambda row: f"{held(row) / row['throughput_per_s']:.0%}",
     }
     return cells(columns, searched) if searched else []
 

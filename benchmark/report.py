@@ -17,7 +17,7 @@ from benchmark.config import BenchmarkSection
 from benchmark.environment import environment
 from benchmark.html import to_html
 from benchmark.markdown import to_markdown
-from benchmark.runner import Results, failure, measure, round_ratios, run_process
+from benchmark.runner import Results, failure, measure, round_ratios, run_process, typical
 from benchmark.variants import serving_bytes, status_of
 from benchmark.worker import Job, judged_sequences
 from distill.evaluation import kept_history
@@ -32,6 +32,7 @@ from recommender.split import Sequences
 REPORT_SCHEMA = 3
 FULL_DEPTH = "full-depth teacher"
 CEILING = "machine"
+_OVER_ROUNDS = ("throughput_per_s", "peak_rss_bytes", "peak_gpu_bytes", "gpu_process_bytes", "joules_per_history")
 
 
 @dataclass(frozen=True)
@@ -209,22 +210,15 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
     samples = np.concatenate([result["latency_samples_s"] for result in own])
     return {
         **{key: own[0][key] for key in ("runtime", "precision", "num_parameters")},
-        **{key: _median(own, key) for key in ("peak_gpu_bytes", "gpu_process_bytes", "joules_per_history")},
+        **{key: typical(own, key) for key in _OVER_ROUNDS},
         "latency_p50_s": float(np.quantile(samples, 0.5)),
         "latency_p90_s": float(np.quantile(samples, 0.9)),
         "latency_p99_s": float(np.quantile(samples, 0.99)),
         "latency_early_stopping_s": _estimates(own),
         "latency_samples": len(samples),
-        "throughput_per_s": float(np.median([result["throughput_per_s"] for result in own])),
         "completed_histories": own[0]["completed_histories"],
-        "peak_rss_bytes": int(np.median([result["peak_rss_bytes"] for result in own])),
         **{name: [result[name] for result in own] for name in ("max_rate", "batches") if name in own[0]},
     }
-
-
-def _median(own: list[dict[str, Any]], key: str) -> float | None:
-    known = [result[key] for result in own if result[key] is not None]
-    return float(np.median(known)) if known else None
 
 
 def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def failure(own: Sequence[Mapping[str, Any]]) -> str | None:
     return next((result["error"] for result in own if "error" in result), None)
 
 
+def typical(own: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The median over the rounds that have a value."""
+    known = [result[key] for result in own if result[key] is not None]
+    return float(np.median(known)) if known else None
+
+
 def round_ratios(
     new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]], num_resamples: int = 10_000
 ) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from distill.objectives.config import OPTIONS
-from distill.regularisers.config import OPTIONS as REGULARISER_OPTIONS
+from distill.objectives.config import OPTIONS as OBJECTIVES
+from distill.regularisers.config import OPTIONS as REGULARISERS
 from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
@@ -72,15 +73,21 @@ class TargetsSection(Section):
         return members
 
 
-def _known_regularisers(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    for name, options in sections.items():
-        if name not in REGULARISER_OPTIONS:
-            raise ValueError(f"no regulariser is named {name!r}; known: {', '.join(REGULARISER_OPTIONS)}")
-        check_options(REGULARISER_OPTIONS[name], options, f"regularisers.{name}")
-    return sections
+def _methods(what: str, options: Mapping[str, type[Section]], key: str) -> AfterValidator:
+    """Every method is known, and so are its options."""
+
+    def check(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, own in sections.items():
+            if name not in options:
+                raise ValueError(f"no {what} is named {name!r}; known: {', '.join(options)}")
+            check_options(options[name], own, f"{key}.{name}")
+        return sections
+
+    return AfterValidator(check)
 
 
-Regularisers = Annotated[dict[str, dict[str, Any]], AfterValidator(_known_regularisers)]
+Objectives = Annotated[dict[str, dict[str, Any]], _methods("objective", OBJECTIVES, "distill.objectives")]
+Regularisers = Annotated[dict[str, dict[str, Any]], _methods("regulariser", REGULARISERS, "regularisers")]
 
 
 class DistillSection(Section):
@@ -91,18 +98,4 @@ class DistillSection(Section):
         description="train control-ensemble-kd as well: taught by the averaged control-text seeds, no LLM",
     )
     label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
-    objectives: dict[str, dict[str, Any]] = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")
-
-    @field_validator("objectives")
-    @classmethod
-    def _known(cls, objectives: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name in objectives:
-            if name not in OPTIONS:
-                raise ValueError(f"no objective is named {name!r}; known: {', '.join(OPTIONS)}")
-        return objectives
-
-    @model_validator(mode="after")
-    def _check_options(self) -> DistillSection:
-        for name, options in self.objectives.items():
-            check_options(OPTIONS[name], options, f"distill.objectives.{name}")
-        return self
+    objectives: Objectives = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")

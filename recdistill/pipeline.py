@@ -401,8 +401,9 @@ class Pipeline:
             "text": self.text,
         }
         text = load_text(self.text)[0]
-        seed = seeds[0]
-        trained = {name: self.arm(name, seed) for name in (*self.controls, "student")} | {"teacher": self.teacher(seed)}
+        trained = {name: self.arm(name, seeds[0]) for name in (*self.controls, "student")}
+        trained["teacher"] = self.teacher(seeds[0])
+        inputs |= {f"{name}/trained": artifact for name, artifact in trained.items()}
         return make(
             self.folder / ("report-quick" if quick else "report"),
             "report",

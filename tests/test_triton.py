@@ -13,6 +13,9 @@ import pytest
 
 pytest.importorskip("tritonclient", reason="the extra triton is not installed")
 
+from benchmark.config import BenchmarkSection
+from benchmark.runner import run_process
+from benchmark.worker import Job
 from export.config import ExportSection, TritonSection
 from export.graph import ServingGraph
 from export.onnx_graph import write_graph
@@ -147,6 +150,24 @@ def test_what_is_not_served_is_named(repository: Artifact) -> None:
         url = server.url
     with pytest.raises(Unavailable, match=f"no model 'shop' at {url}"):
         TritonRecommender(url, "shop", repository.path / "shop", timeout_s=2.0)
+
+
+def test_the_benchmark_measures_a_server(repository: Artifact, exported: Artifact, tmp_path: Path) -> None:
+    """A process of the benchmark sends its load there; a server that is gone becomes a result that says so."""
+    section = BenchmarkSection(k=10, batch_size=8, single_s=0.05, offline_s=0.05, warmup_s=0.0)
+    np.save(tmp_path / "histories.npy", np.random.default_rng(0).integers(1, NUM_ITEMS + 1, (20, 10)))
+    with Server(repository.path) as server:
+        job = Job(
+            str(exported.path),
+            exported.digest,
+            section.model_dump(),
+            histories=str(tmp_path / "histories.npy"),
+            endpoint=f"{server.url}/shop",
+        )
+        result = run_process(job, section, tmp_path)
+        assert "error" not in result and result["runtime"] == "triton remote" and result["throughput_per_s"] > 0
+        assert {1, 8} <= {shape[0] for shape in server.requests}
+    assert "no model 'shop'" in run_process(job, section, tmp_path)["error"]
 
 
 def test_a_batch_no_engine_takes_is_refused_with_the_recipe() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from distill.objectives.config import ObjectiveOptions
@@ -29,6 +30,14 @@ class TeacherTargets:
     @property
     def tail_N(self) -> Tensor:
         return (1 - self.probability_NK.sum(-1)).clamp(min=0)
+
+
+def draw(log_weight_NK: Tensor, number: int) -> Tensor:
+    """Columns drawn without replacement with weights e^{log_weight}, int64[N, number], from torch's generator.
+
+    Gumbel noise on log weights, and the largest taken (Efraimidis and Spirakis, 2006).
+    """
+    return (log_weight_NK - torch.empty_like(log_weight_NK).exponential_().log()).topk(number).indices
 
 
 class Objective(Generic[Options]):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.objectives.base import Objective, TeacherTargets
+from distill.objectives.base import Objective, TeacherTargets, draw
 from distill.objectives.config import RceKdOptions
 
 _TINY = 1e-12
@@ -46,9 +46,7 @@ class RejuvenatedCrossEntropy(Objective[RceKdOptions]):
         if self.options.num_drawn >= ranked_NC.shape[-1]:
             return ranked_NC
         below_NC = from_teacher_NC.float().flip(-1).cumsum(-1).flip(-1).clamp(max=_MAX_BELOW)
-        # Gumbel noise on log weights, and the largest taken: a draw without replacement (Efraimidis and Spirakis, 2006).
-        noisy_NC = (below_NC + 1) / _DRAW_TEMPERATURE - torch.empty_like(below_NC).exponential_().log()
-        return ranked_NC.gather(-1, noisy_NC.topk(self.options.num_drawn).indices)
+        return ranked_NC.gather(-1, draw((below_NC + 1) / _DRAW_TEMPERATURE, self.options.num_drawn))
 
     @staticmethod
     def _log_teacher(student_NI: Tensor, targets: TeacherTargets) -> Tensor:

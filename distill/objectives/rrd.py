@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.objectives.base import Objective, TeacherTargets
+from distill.objectives.base import Objective, TeacherTargets, draw
 from distill.objectives.config import RrdOptions
 
 
@@ -38,10 +38,8 @@ class RelaxedRanking(Objective[RrdOptions]):
         if num_stored <= self.options.num_interesting:
             return index_NK
         rank_K = torch.arange(1, num_stored + 1, device=index_NK.device)
-        log_weight_K = -rank_K / self.options.rank_temperature
-        # Gumbel noise on log weights, and the largest taken: a draw without replacement (Efraimidis and Spirakis, 2006).
-        noisy_NK = log_weight_K - torch.empty(index_NK.shape, device=index_NK.device).exponential_().log()
-        return index_NK.gather(-1, noisy_NK.topk(self.options.num_interesting).indices.sort(-1).values)
+        log_weight_NK = (-rank_K / self.options.rank_temperature).expand(index_NK.shape)
+        return index_NK.gather(-1, draw(log_weight_NK, self.options.num_interesting).sort(-1).values)
 
     def _uninteresting(self, student_logits_NI: Tensor, index_NK: Tensor, rest: int) -> Tensor:
         """Items outside of the stored list, drawn evenly without replacement; int64[N, at most num_uninteresting]."""

@@ -103,6 +103,13 @@ class TestMaskedItem(RegulariserContract):
         spared = [encode(item, known_BL, causal=False)[known_BL] for item in (item_BLD, changed_BLD)]
         assert torch.allclose(spared[0], spared[1], atol=1e-5)
 
+    def test_items_after_a_position_are_as_far_as_those_before(self) -> None:
+        """So that a history read backwards gives the same states backwards."""
+        step = double(self.step())
+        item_BLD = F.embedding(step.history_BL[:1], step.table_ID)
+        states = [step.student.encode(item, step.history_BL[:1] != 0, causal=False) for item in (item_BLD, item_BLD.flip(1))]
+        assert torch.allclose(states[0], states[1].flip(1), atol=1e-9)
+
 
 class TestHistoryContrast(RegulariserContract):
     def make(self) -> HistoryContrast:

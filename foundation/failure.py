@@ -83,6 +83,13 @@ def address_space_is_spent() -> bool:
     return int(peak.split()[1]) * 1024 > 0.98 * limit
 
 
+def require_address_space(num_bytes: int, what: str) -> None:
+    """Refuse to begin what cannot end well: near its limit of address space CPython may look for memory in an endless loop."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < num_bytes:
+        raise MemoryError(f"`ulimit -v` allows {limit / 2**30:.1f} GiB of address space; {what} needs {num_bytes / 2**30:.1f}")
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and what it was raised from: a library's own summary may hide what was lacking."""
     while error is not None:

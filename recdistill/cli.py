@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import console
-from foundation.failure import explain, is_library_error
+from foundation.failure import explain, is_library_error, require_address_space
 from foundation.recipe import load_recipe, slug
 from recdistill.supervisor import supervised
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 _QUICK = [f"benchmark.{name}" for name in ("rounds=1", "max_users=128", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1")]
+_TORCH_BYTES = 2 << 30  # of address space: what importing PyTorch, transformers and peft takes twice over
 _GO_ON = "the same command goes on from the last checkpoint"
 
 
@@ -122,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if arguments.run not in (_data, _inspect, _compare):
+            require_address_space(_TORCH_BYTES, "PyTorch with its models")
         result = arguments.run(arguments)
         console.result(result)
         return result.get("exit_code", 0)

@@ -12,6 +12,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def rows_at_once(cpu: int, gpu: int) -> int:
+    """How many rows a pass without gradients takes at once: a GPU waits for its next kernel where they are few."""
+    return gpu if torch.cuda.is_available() else cpu
+
+
 def gpu_name() -> str | None:
     """The CUDA device's name, or None."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from distill.device import rows_at_once
 from foundation.artifact import Artifact, Draft, opens
 from foundation.content import ONE_FILE
 from recommender.config import OptimSection
@@ -23,7 +24,8 @@ RANKS, CURVE = "ranks.parquet", "training.parquet"
 
 def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft) -> dict[str, Any]:
     """Evaluate on validation and test, keep the ranks in the artefact, return (and record) the means."""
-    ranks = {part: evaluate(recommender, sequences, part) for part in ("validation", "test")}
+    rows = rows_at_once(cpu=64, gpu=512)
+    ranks = {part: evaluate(recommender, sequences, part, batch_size=rows) for part in ("validation", "test")}
     users = [sequences.user_ids[u] for u in sequences.evaluated_users]
     pl.DataFrame({"user_id": users, **ranks}).write_parquet(draft.path / RANKS)
     figures = {part: summary(rank_U) for part, rank_U in ranks.items()} | {"targets_sha256": sequences.targets_sha256()}

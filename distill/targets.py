@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from distill.config import TargetsSection
-from distill.device import device
+from distill.device import device, rows_at_once
 from distill.members import Member
 from distill.objectives.base import TeacherTargets
 from foundation import console
@@ -25,8 +25,7 @@ from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.split import Sequences
 from recommender.windows import Batch, TrainingWindows
 
-_SHARD_BATCHES = 64
-_BATCH_SIZE = 32
+_SHARD_WINDOWS = 2048
 
 
 def build_targets(members: Sequence[tuple[float, Member]], sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
@@ -37,12 +36,13 @@ def build_targets(members: Sequence[tuple[float, Member]], sequences: Sequences,
     windows = TrainingWindows(sequences, min(member.max_length for _, member in members))
     if not windows.num_positions:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
-    batches = list(windows.overlapping(_BATCH_SIZE))
-    starts = range(0, len(batches), _SHARD_BATCHES)
+    rows = rows_at_once(cpu=32, gpu=256)
+    batches, per_shard = list(windows.overlapping(rows)), _SHARD_WINDOWS // rows
+    starts = range(0, len(batches), per_shard)
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
         if not (draft.checkpoint / name).exists():
-            shard = _shard(members, batches[start : start + _SHARD_BATCHES], section)
+            shard = _shard(members, batches[start : start + per_shard], section)
             aside = draft.checkpoint / "shard.tmp"
             save_file(shard, aside)
             replace_durably(aside, draft.checkpoint / name)

@@ -27,7 +27,7 @@ from distill.config import TeacherSection
 from distill.device import autocast, compute_dtype, device
 from distill.llm import causal_config, check_causal, drop_vocabulary, llm_folder, load_body, read_body, read_config
 from foundation.artifact import Artifact, Draft, opens
-from recommender.ranking import top_k
+from recommender.torch_ranking import top_k
 
 BODY, HEAD = "body", "head.safetensors"
 _INIT_STD = 0.02
@@ -104,11 +104,11 @@ class TeacherRecommender:
 
     @torch.no_grad()
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        history = torch.from_numpy(history_BL[:, -self.teacher.section.max_length :]).to(self.table_IE.device)
+        history = torch.from_numpy(history_BL).to(self.table_IE.device)
         with autocast(self.dtype):
-            hidden_BE = self.teacher(history, self.table_IE)[:, -1]
+            hidden_BE = self.teacher(history[:, -self.teacher.section.max_length :], self.table_IE)[:, -1]
         score_BI = hidden_BE.float() @ self.table_IE.float().T
-        return top_k(score_BI.cpu().numpy(), history_BL, k)
+        return top_k(score_BI, history, k)
 
 
 def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:

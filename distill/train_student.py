@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.config import DistillSection
 from distill.device import device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
-from distill.objectives import build_objectives
+from distill.objectives import build_objectives, build_state_objectives
+from distill.objectives.base import StateObjective
 from distill.regularisers import build_regularisers
 from distill.regularisers.base import Step
 from distill.regularisers.text_alignment import alignment, uniformity
@@ -51,23 +52,33 @@ def build_student(
     torch.manual_seed(seed)
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
     objectives = build_objectives(distill.objectives) if distill else {}
+    state_objectives: dict[str, StateObjective] = {}
+    if distill and targets is not None:
+        widths = {name: state.shape[1] for name, state in targets.states.items()}
+        state_objectives = build_state_objectives(distill.objectives, section.hidden_size, widths)
+    learned = nn.ModuleDict(state_objectives).to(device())
     beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)
     validator = Validator(sequences, section.max_length, section.optim, device())
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         label_BL = torch.from_numpy(batch.label_BL).to(device())
         history_BL, table_ID = torch.from_numpy(batch.history_BL).to(device()), student.items()
-        hidden_BLD = student(history_BL, table_ID)
+        states = student.states(history_BL, table_ID)
+        hidden_BLD = states["hidden"]
         logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
         label_loss = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)
         step = Step(student, table_ID, history_BL, label_BL)
         terms = {name: regulariser(step) for name, regulariser in beside.items()}
         total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
         if targets is not None and distill is not None:
-            teacher = targets.at(batch.position_BL[batch.label_BL > 0], device())
+            position_N, keep_BL = batch.position_BL[batch.label_BL > 0], label_BL > 0
+            teacher = targets.at(position_N, device())
             terms |= {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
+            if state_objectives:
+                own, held = {name: state[keep_BL] for name, state in states.items()}, targets.states_at(position_N, device())
+                terms |= {name: objective(own, held, keep_BL) for name, objective in state_objectives.items()}
             total = distill.label_weight * label_loss
-            weight |= {name: objective.weight for name, objective in objectives.items()}
+            weight |= {name: objective.weight for name, objective in (objectives | state_objectives).items()}
         if not terms and targets is None:
             return {"loss": label_loss}
         return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_loss, **terms}
@@ -78,7 +89,7 @@ def build_student(
             return validator(lambda history_BL: student.last_hidden(history_BL, table_ID), table_ID)
 
     run = Fit(
-        student,
+        nn.ModuleDict({"student": student, "objectives": learned}) if list(learned.parameters()) else student,
         batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
         losses=losses,
         validate=validate,

@@ -143,9 +143,10 @@ class Pipeline:
     def targets(self, arm: str, seed: int) -> Artifact:
         """What teaches `arm`."""
         from distill.members import open_member
+        from distill.objectives.config import states_needed
         from distill.targets import build_targets
 
-        section, name = self.recipe.targets, "targets"
+        section, name, states = self.recipe.targets, "targets", states_needed(self.recipe.distill.objectives)
         if arm == ENSEMBLE:
             section, name = section.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"}), f"targets-{ENSEMBLE}"
         shared = section.seeds == "all"
@@ -158,9 +159,10 @@ class Pipeline:
 
         def build(draft: Draft) -> None:
             opened = [(weight, open_member(artifact)) for weight, artifact in members.values()]
-            build_targets(opened, self.sequences, section, draft)
+            build_targets(opened, self.sequences, section, draft, states)
 
         recipe = self._sections("num_threads") | {"targets": section.model_dump(mode="json")}
+        recipe |= {"states": states} if states else {}
         inputs = {"data": self.data} | {key: artifact for key, (_, artifact) in members.items()}
         out = self.folder / name if shared else self._seeded(seed, name)
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)

@@ -146,14 +146,29 @@ class Student(nn.Module):
         """Hidden state after each position, float[B, L, D]; scores are `hidden @ table.T`. L is at most max_length."""
         return self.encode(F.embedding(history_BL, table_ID), history_BL != 0)
 
-    def encode(self, item_BLD: Tensor, known_BL: Tensor, causal: bool = True) -> Tensor:
-        """The same of item vectors, of which those that are not known are padding; not `causal`: all positions see all."""
+    def states(self, history_BL: Tensor, table_ID: Tensor) -> dict[str, Tensor]:
+        """`hidden`, what `forward` gives, and the last layer's `query`, `key` and `value`, each float[B, L, D]."""
+        projections: list[Tensor] = []
+        hidden_BLD = self.encode(F.embedding(history_BL, table_ID), history_BL != 0, projections=projections)
+        return {"hidden": hidden_BLD} | dict(zip(("query", "key", "value"), projections, strict=True))
+
+    def encode(
+        self, item_BLD: Tensor, known_BL: Tensor, causal: bool = True, projections: list[Tensor] | None = None
+    ) -> Tensor:
+        """The same of item vectors, of which those that are not known are padding; not `causal`: all positions see all.
+
+        `projections`, where given, gets the last layer's queries, keys and values, each float[B, L, D].
+        """
         hidden_BLD, mask_B1LL, distance_LL = self._positions(item_BLD, known_BL)
         if not causal:
             mask_B1LL, distance_LL = known_BL[:, None, None, :], torch.maximum(distance_LL, distance_LL.T)
-        for block in self.blocks:
+        layers = self._layers()
+        for block in layers[:-1]:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)
-        return self.norm(hidden_BLD)
+        projected = layers[-1].project(hidden_BLD)
+        if projections is not None:
+            projections.extend(projected)
+        return self.norm(layers[-1](hidden_BLD, mask_B1LL, distance_LL, projected))
 
     def last_hidden(
         self, history_BL: Tensor, table_ID: Tensor, query_BZ: Tensor | None = None, first_I3: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from distill.objectives.base import Objective, TeacherTargets
+from distill.objectives.base import Objective, StateObjective, TeacherTargets
 from distill.regularisers.base import Regulariser, Step
 from quantize.config import QuantizeSection
 from recommender.beyond import overlap
@@ -20,6 +21,7 @@ from recommender.runtimes.base import GraphRecommender
 from recommender.student import Student, StudentRecommender
 
 NUM_POSITIONS, NUM_ITEMS, TOP_K, TEMPERATURE = 7, 12, 5, 2.0
+STUDENT_WIDTH = 8
 
 
 class RegulariserContract:
@@ -78,6 +80,77 @@ class RegulariserContract:
         loss = self.loss(alone)
         loss.backward()
         assert loss.isfinite()
+
+
+class StateObjectiveContract:
+    """Subclasses define `make` and `reference` (a slow float64 definition, states [L, *] window by window)."""
+
+    widths: Mapping[str, int]  # of the teacher's states; the student's are all STUDENT_WIDTH wide
+    lengths = (4, 1, 3)  # positions of three windows, padded on the left
+
+    def make(self, teacher_widths: Mapping[str, int]) -> StateObjective:
+        raise NotImplementedError
+
+    def reference(self, student: list[dict[str, torch.Tensor]], teacher: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        raise NotImplementedError
+
+    @property
+    def same(self) -> dict[str, int]:
+        return dict.fromkeys(self.widths, STUDENT_WIDTH)
+
+    def states(self, widths: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {n: torch.randn(sum(self.lengths), w, dtype=torch.float64, generator=generator) for n, w in widths.items()}
+
+    def keep(self, padding: int = 0) -> torch.Tensor:
+        columns = torch.arange(max(self.lengths) + padding)
+        return columns >= len(columns) - torch.tensor(self.lengths)[:, None]
+
+    def by_window(self, states: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        parts = {name: state.split(self.lengths) for name, state in states.items()}
+        return [{name: parts[name][window] for name in parts} for window in range(len(self.lengths))]
+
+    def test_equals_its_slow_reference_with_gradients(self) -> None:
+        teacher = self.states(self.same, 1)
+        fast, slow = ({n: s.requires_grad_() for n, s in self.states(self.same, 2).items()} for _ in range(2))
+        loss = self.make(self.same)(fast, teacher, self.keep())
+        expected = self.reference(self.by_window(slow), self.by_window(teacher))
+        loss.backward()
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        for name in self.widths:
+            assert torch.allclose(fast[name].grad, slow[name].grad, atol=1e-9)  # type: ignore[arg-type]
+
+    def test_zero_at_equality_and_never_negative(self) -> None:
+        objective = self.make(self.same)
+        assert objective(self.states(self.same, 1), self.states(self.same, 1), self.keep()).item() == pytest.approx(
+            0, abs=1e-12
+        )
+        assert all(objective(self.states(self.same, s), self.states(self.same, s + 1), self.keep()) > 0 for s in range(2, 12))
+
+    def test_padding_and_the_order_of_windows_do_not_matter(self) -> None:
+        objective, student, teacher = self.make(self.same), self.states(self.same, 1), self.states(self.same, 2)
+        loss = objective(student, teacher, self.keep())
+        assert objective(student, teacher, self.keep(padding=3)).item() == pytest.approx(loss.item(), rel=1e-12)
+        order = [2, 0, 1]
+        moved = [
+            {name: torch.cat([self.by_window(states)[window][name] for window in order]) for name in states}
+            for states in (student, teacher)
+        ]
+        assert objective(*moved, self.keep()[order]).item() == pytest.approx(loss.item(), rel=1e-12)
+
+    def test_descending_it_approaches_a_teacher_of_another_width(self) -> None:
+        torch.manual_seed(0)
+        objective, teacher = self.make(self.widths).double(), self.states(self.widths, 1)
+        student = {name: state.requires_grad_() for name, state in self.states(self.same, 2).items()}
+        optimizer, losses = torch.optim.Adam([*student.values(), *objective.parameters()], lr=0.05), []
+        for _ in range(150):
+            loss = objective(student, teacher, self.keep())
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert losses[-1] < 0.5 * losses[0]
 
 
 class ObjectiveContract:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 
-from distill.objectives import METHODS, build_objectives
+from distill.objectives import METHODS, build_objectives, build_state_objectives
 from distill.objectives.base import Objective, TeacherTargets
-from distill.objectives.config import OPTIONS, Dllm2RecOptions, ObjectiveOptions, RceKdOptions, RrdOptions
+from distill.objectives.config import (
+    OPTIONS,
+    Dllm2RecOptions,
+    HiddenOptions,
+    MiniLmOptions,
+    ObjectiveOptions,
+    RceKdOptions,
+    RrdOptions,
+    states_needed,
+)
 from distill.objectives.dllm2rec import ImportanceAwareRanking
 from distill.objectives.forward_kl import ForwardKL
+from distill.objectives.hidden import HiddenAlignment
+from distill.objectives.minilm import SelfAttentionRelations
 from distill.objectives.rce_kd import RejuvenatedCrossEntropy
 from distill.objectives.rrd import RelaxedRanking
-from tests.contracts import NUM_ITEMS, TEMPERATURE, ObjectiveContract
+from tests.contracts import NUM_ITEMS, STUDENT_WIDTH, TEMPERATURE, ObjectiveContract, StateObjectiveContract
 
 
 class TestForwardKL(ObjectiveContract):
@@ -190,8 +202,52 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
         assert 4 < above / below < 8.0  # weights e^2.1 and e^0.1, less what drawing without replacement evens out
 
 
+class TestHiddenAlignment(StateObjectiveContract):
+    widths: Mapping[str, int] = {"hidden": 20}
+
+    def make(self, teacher_widths: Mapping[str, int]) -> HiddenAlignment:
+        return HiddenAlignment(HiddenOptions(cosine=0.7, squared=0.4), self.same, teacher_widths)
+
+    def reference(self, student: list[dict[str, torch.Tensor]], teacher: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for own, other in zip(student, teacher, strict=True):
+            for s, t in zip(own["hidden"], other["hidden"], strict=True):
+                total = total + 0.7 * (1 - s @ t / (s.norm() * t.norm())) + 0.4 * ((s - t) ** 2).sum() / len(s)
+        return total / sum(self.lengths)
+
+    def test_a_projector_only_where_widths_differ(self) -> None:
+        assert not list(self.make(self.same).parameters())
+        assert [tuple(p.shape) for p in self.make(self.widths).parameters()] == [(20, STUDENT_WIDTH)]
+
+    def test_no_weight_at_all_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="cannot both be 0"):
+            HiddenOptions(cosine=0, squared=0)
+
+
+class TestSelfAttentionRelations(StateObjectiveContract):
+    widths: Mapping[str, int] = {"query": 12, "key": 4, "value": 6}
+
+    def make(self, teacher_widths: Mapping[str, int]) -> SelfAttentionRelations:
+        return SelfAttentionRelations(MiniLmOptions(relation_heads=2), self.same, teacher_widths)
+
+    def reference(self, student: list[dict[str, torch.Tensor]], teacher: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for own, other in zip(student, teacher, strict=True):
+            for part in self.widths:
+                for s, t in zip(own[part].chunk(2, dim=-1), other[part].chunk(2, dim=-1), strict=True):
+                    for i in range(len(s)):
+                        q, p = ((x[: i + 1] @ x[i] / math.sqrt(x.shape[-1])).softmax(0) for x in (s, t))
+                        total = total + (p * (p / q).log()).sum() / 2 / 3
+        return total / sum(self.lengths)
+
+    def test_heads_that_do_not_divide_a_width_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="relation_heads = 2 does not divide the teacher's key of 5"):
+            self.make({"query": 12, "key": 5, "value": 6})
+
+
 def test_every_objective_has_a_contract_test() -> None:
     tested = {type(contract().make()).__name__ for contract in ObjectiveContract.__subclasses__()}
+    tested |= {type(contract().make(contract().same)).__name__ for contract in StateObjectiveContract.__subclasses__()}
     assert tested == {path.split(":")[1] for path in METHODS.values()}
 
 
@@ -200,4 +256,7 @@ def test_every_objective_has_its_options() -> None:
 
 
 def test_an_objective_without_weight_is_left_out() -> None:
-    assert list(build_objectives({"forward_kl": {"weight": 0.0}, "rrd": {"num_interesting": 5}})) == ["rrd"]
+    sections = {"forward_kl": {"weight": 0.0}, "rrd": {"num_interesting": 5}, "hidden": {}, "minilm": {"weight": 0.0}}
+    assert list(build_objectives(sections)) == ["rrd"]
+    assert states_needed(sections) == ["hidden"]
+    assert list(build_state_objectives(sections, 8, {"hidden": 4})) == ["hidden"]

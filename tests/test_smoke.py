@@ -72,6 +72,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
     keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
+    keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
     assert {"control-ensemble-kd", "student"} < set(found["rows"])
@@ -86,7 +87,8 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     terms = {arm: set(kept_history(load(runs / "seed-0" / arm))[0]) for arm in ("control-id", "control-text", "student")}
     known = {"epoch", "validation_ndcg_at_10", "loss", "label", "fgm"}
     assert terms["control-id"] == known and terms["control-text"] == known | {"text_alignment"}
-    assert terms["student"] == terms["control-text"] | {"forward_kl"}
+    assert terms["student"] == terms["control-text"] | {"forward_kl", "hidden", "minilm"}
+    assert json.loads((runs / "targets" / "index.json").read_text())["states"] == ["hidden", "query", "key", "value"]
     assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1}
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
     assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 10  # four arms and the teacher, twice

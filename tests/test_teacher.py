@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from transformers import GPT2Config, GPT2Model
 
 import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.evaluation import Validator
-from distill.llm import TeacherError, build_llm, check_causal, load_body, load_tokenizer
+from distill.llm import TeacherError, build_llm, check_causal, last_projections, load_body, load_tokenizer
 from distill.members import Member, StudentMember, TeacherMember
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
@@ -65,6 +66,34 @@ def test_causal_and_blind_to_padding(llm: Artifact) -> None:
     assert torch.allclose(after[0, 2:-1], both[0, 2:-1], atol=1e-5)  # what stands at padding positions means nothing
     assert torch.allclose(after[1, :-1], both[1, :-1], atol=1e-5)
     assert not torch.allclose(after[:, -1], both[:, -1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_states_are_those_of_the_positions(llm: Artifact) -> None:
+    teacher = shaken(new_teacher(llm, TEXT, SECTION))
+    table = teacher.table()
+    rows = torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])
+    both, alone = (teacher.states(x, table, projections=True) for x in (rows, rows[:1, 2:]))
+    assert set(both) == {"hidden", "query", "key", "value"}
+    assert torch.allclose(both["hidden"], teacher(rows, table), atol=1e-6)
+    for name, state in both.items():
+        assert torch.allclose(state[0, 2:], alone[name][0], atol=1e-5)
+    seen = []
+    name, layer = [(n, m) for n, m in teacher.body.named_modules() if n.endswith(("v_proj", ".value"))][-1]
+    assert "1" in name  # the last of two layers
+    hook = layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    teacher(rows, table)
+    hook.remove()
+    assert torch.allclose(both["value"][1], seen[0][1], atol=1e-6)
+    assert set(teacher.states(rows, table, projections=False)) == {"hidden"}
+
+
+def test_a_body_without_separate_projections_is_named() -> None:
+    with (
+        pytest.raises(TeacherError, match="GPT2Model has no layer named q_proj or query"),
+        last_projections(GPT2Model(GPT2Config(vocab_size=4, n_embd=8, n_head=2, n_layer=1))),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -272,6 +301,33 @@ def test_members_are_averaged(tiny_llm: Artifact, sequences: Sequences, tmp_path
     assert torch.allclose(expected.gather(-1, got.index_NK), got.probability_NK, atol=1e-3)
 
 
+def test_targets_hold_the_states_of_the_first_member(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
+    student = shaken(Student(StudentSection(hidden_size=8, num_layers=2, max_length=12), sequences.num_items, None))
+    names = ["hidden", "query", "key", "value"]
+    batch = next(TrainingWindows(sequences, SECTION.max_length).overlapping(4))
+    keep, history = torch.from_numpy(batch.label_BL > 0), torch.from_numpy(batch.history_BL)
+    for number, first in enumerate((TeacherMember(teacher), StudentMember(student))):
+        members: list[tuple[float, Member]] = [(1.0, first), (1.0, StudentMember(student))]
+
+        def build(draft: Draft, members: list[tuple[float, Member]] = members) -> None:
+            build_targets(members, sequences, TargetsSection(), draft, names)
+
+        made = make(tmp_path / str(number), "targets", recipe={}, inputs={}, build=build)
+        held = load_targets(made, sequences.num_items).states_at(batch.position_BL[batch.label_BL > 0], torch.device("cpu"))
+        expected = first.states(history, keep, names)
+        assert list(held) == names
+        for name in names:
+            torch.testing.assert_close(held[name], expected[name], atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        queries, keys, values = student.blocks[-1].project(  # type: ignore[operator]
+            student.blocks[0](*student._positions(torch.nn.functional.embedding(history, student.items()), history != 0))
+        )
+    for name, state in (("query", queries), ("key", keys), ("value", values)):
+        torch.testing.assert_close(held[name], state[keep], atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("method", "max_bytes_ratio", "tolerance"), [("int8", 0.5, 0.05), ("nf4", 0.4, 0.3)])
 def test_quantized_teacher(
     tiny_llm: Artifact, sequences: Sequences, tmp_path: Path, method: str, max_bytes_ratio: float, tolerance: float
@@ -354,11 +410,12 @@ def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tm
         "targets",
         recipe={},
         inputs={},
-        build=lambda d: build_targets(alone(teacher), sequences, section, d),
+        build=lambda d: build_targets(alone(teacher), sequences, section, d, ["hidden"]),
     )
     shard = next(artifact.path.glob("shard-*.safetensors"))
     good = load_file(shard)
     changes = {"index": good["index"] + 60, "probability": good["probability"] * 30, "position": good["position"] + 1}
+    changes |= {"hidden": good["hidden"][:-1]}
     for name, value in changes.items():
         save_file(good | {name: value.astype(good[name].dtype)}, shard)
         forge(artifact.path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from foundation.recipe import Section
@@ -50,9 +53,42 @@ class RceKdOptions(ObjectiveOptions):
     overlap_weight: float = Field(default=1.0, gt=0, description="beta: how fast agreement shifts weight to Qs")
 
 
+class HiddenOptions(ObjectiveOptions):
+    """Of `hidden`."""
+
+    cosine: float = Field(default=1.0, ge=0, description="weight of 1 - cosine")
+    squared: float = Field(default=0.0, ge=0, description="weight of the squared distance, a mean over dimensions")
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> HiddenOptions:
+        if not self.cosine + self.squared:
+            raise ValueError("cosine and squared cannot both be 0")
+        return self
+
+
+class MiniLmOptions(ObjectiveOptions):
+    """Of `minilm`."""
+
+    relation_heads: int = Field(default=2, ge=1, le=64, description="parts that queries, keys and values are cut into")
+
+
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
     "forward_kl": ObjectiveOptions,
     "rrd": RrdOptions,
     "dllm2rec": Dllm2RecOptions,
     "rce_kd": RceKdOptions,
+    "hidden": HiddenOptions,
+    "minilm": MiniLmOptions,
 }
+# What an objective reads of the teacher beside its distribution, at every position.
+STATES: dict[str, tuple[str, ...]] = {"hidden": ("hidden",), "minilm": ("query", "key", "value")}
+
+
+def states_needed(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the targets of a recipe's objectives must hold beside distributions."""
+    return [
+        state
+        for name, states in STATES.items()
+        if name in sections and OPTIONS[name].model_validate(sections[name]).weight
+        for state in states
+    ]

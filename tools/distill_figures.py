@@ -1,0 +1,228 @@
+"""What distillation brings on a dataset, written to docs/results/distill-DATASET.json.
+
+    accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
+    ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
+    speed      throughput of the student, the teacher and the full-depth teacher, by the benchmark's runner
+
+    python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml --data FOLDER
+    python tools/distill_figures.py ablation --recipe … --data FOLDER --arm student label-0.5=runs/half/amazon18-games
+
+speed takes the student's artefact of the first seed, and teachers that are not trained: their pace does not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+
+from benchmark.accuracy import accuracy_figures, comparisons
+from benchmark.environment import environment
+from benchmark.report import speed_histories
+from benchmark.runner import failure, measure, round_ratios, typical
+from benchmark.worker import Job
+from distill.evaluation import kept_ranks
+from distill.llm import llm_folder, read_config
+from distill.teacher import new_teacher, save_teacher
+from export.onnx_graph import build_onnx
+from foundation.artifact import Artifact, load, make
+from foundation.recipe import load_recipe, slug
+from recdistill.pipeline import ENSEMBLE, Pipeline
+from recdistill.recipe import Recipe
+from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
+from recommender.student import load_student
+
+ARMS = ("control-id", "control-text", ENSEMBLE, "teacher", "student")
+HEADLINES = {"student_vs_control_text": "control-text", "student_vs_ensemble_kd": ENSEMBLE}
+RATES = {"student": "student", "teacher": "teacher", "full": "full-depth teacher"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phases", nargs="+", metavar="PHASE", help=f"{', '.join(PHASES)}; after ablation also NAME=FOLDER")
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--arm", default="student", choices=ARMS, help="of ablation")
+    parser.add_argument("--over", default="control-text", choices=ARMS, help="what ablation compares with")
+    parser.add_argument("--trained-on", default="", metavar="HARDWARE", help="where the runs were made, if not here")
+    arguments = parser.parse_args()
+    arguments.variants = dict(word.split("=", 1) for word in arguments.phases if "=" in word)
+    phases = [word for word in arguments.phases if "=" not in word]
+    if unknown := [phase for phase in phases if phase not in PHASES]:
+        parser.error(f"no phase is named {unknown[0]!r}; known: {', '.join(PHASES)}")
+    pipeline = _pipeline(arguments)
+    ledger_file = Path(f"docs/results/distill-{pipeline.recipe.name}.json")
+    for phase in phases:
+        started = time.monotonic()
+        ledger = json.loads(ledger_file.read_text()) if ledger_file.exists() else {}
+        found = PHASES[phase](arguments, pipeline)
+        machine = environment(2)
+        here = f"{machine['num_cpus']} cores, {machine['cpu']}, {', '.join(machine['cpu_flags'])}, {machine['gpu'] or 'no GPU'}"
+        run = {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "command": " ".join(["python tools/distill_figures.py", phase, *_options(arguments, phase)]),
+            "hardware": here if phase == "speed" or not arguments.trained_on else arguments.trained_on,
+            "seconds": round(time.monotonic() - started),
+        }
+        for name in [name for name in found if isinstance(found[name], dict)]:  # what other phases found stays
+            found[name] = ledger.get(name, {}) | found[name]
+        ledger |= found | {"runs": ledger.get("runs", {}) | {phase: run}}
+        ledger_file.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+
+
+def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
+    """Those of the command that matter to a reader: no path of this machine."""
+    found = ["--recipe", str(arguments.recipe), "--data", arguments.data.name]
+    found += [word for entry in arguments.set for word in ("--set", entry)]
+    return [*(f"{name}=…" for name in arguments.variants), "--arm", arguments.arm, *found] if phase == "ablation" else found
+
+
+def _pipeline(arguments: argparse.Namespace) -> Pipeline:
+    folder = arguments.data.resolve()
+    implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
+    return Pipeline(load_recipe(Recipe, arguments.recipe, [*overrides, *arguments.set]), arguments.runs)
+
+
+# --- accuracy
+
+
+def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """NDCG@10 and HR@10 of every arm on test, and the paired differences, users' means over seeds."""
+    seeds = pipeline.recipe.seeds
+    kept = {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in seeds] for arm in ARMS}
+    ranks = {arm: np.stack([kept_ranks(artifact, "test") for artifact in kept[arm]]) for arm in ARMS}
+    found = comparisons(ranks)
+    for name, own in found.items():
+        print(f"{name}: {own['relative']:+.1%} [{own['ci95'][0]:+.1%}, {own['ci95'][1]:+.1%}]")
+    arms = {
+        arm: accuracy_figures(ranks[arm])
+        | {
+            "num_parameters": kept[arm][0].metrics["num_parameters"],
+            "validation_ndcg_at_10": [artifact.metrics["validation"]["ndcg_at_10"] for artifact in kept[arm]],
+        }
+        for arm in ARMS
+    }
+    return {
+        "seeds": seeds,
+        "users": ranks["student"].shape[1],
+        "targets_sha256": _same([artifact.metrics["targets_sha256"] for own in kept.values() for artifact in own]),
+        "arms": arms,
+        "comparisons": found,
+        **{headline: found[f"student over {arm}"] for headline, arm in HEADLINES.items()},
+    }
+
+
+def _same(values: list[str]) -> str:
+    if len(set(values)) > 1:
+        raise SystemExit(f"the runs were judged on different targets: {', '.join(sorted(set(values)))}")
+    return values[0]
+
+
+# --- ablation
+
+
+def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """Each variant's arm, over the seeds it has, against this run's `--over` of the same seeds; validation, all users."""
+    name, rows = arguments.arm, {}
+    for variant, folder in {"recipe": str(pipeline.folder), **arguments.variants}.items():
+        made = sorted(Path(folder).glob(f"seed-*/{name}"))
+        if not made:
+            raise SystemExit(f"{folder} has no seed-S/{name}")
+        new = np.stack([ndcg(kept_ranks(load(path, name), "validation"), 10) for path in made]).mean(axis=0)
+        base = [load(pipeline.folder / path.parent.name / arguments.over) for path in made]
+        old = np.stack([ndcg(kept_ranks(artifact, "validation"), 10) for artifact in base]).mean(axis=0)
+        rows[f"{name}: {variant}"] = {
+            "validation_ndcg_at_10": float(new.mean()),
+            "ci95": list(bootstrap_ci(new)),
+            "seeds": [int(path.parent.name.removeprefix("seed-")) for path in made],
+            f"over_{arguments.over}": paired_relative_difference(new, old),
+        }
+        print(f"{name}, {variant}: {new.mean():.5f}")
+    return {"ablation": rows}
+
+
+# --- speed
+
+
+def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """Completed histories per second: batches of 64, 2 threads, each in its fastest correct precision and runtime."""
+    recipe, seed = pipeline.recipe, pipeline.recipe.seeds[0]
+    section = recipe.benchmark.model_copy(update={"num_threads": 2, "timeout_s": 1800.0})
+    torch.set_num_threads(section.num_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        graph, teacher = _graph(pipeline, seed, work / "onnx"), _untrained(pipeline, work / "teacher")
+        np.save(work / "histories.npy", speed_histories(pipeline.sequences, recipe.student.max_length, section))
+        base = Job("", "", section.model_dump(), histories=str(work / "histories.npy"))
+        jobs = {
+            name: replace(base, artifact=str(made.path), digest=made.digest)
+            for name, made in (("student", graph), ("teacher", teacher))
+        }
+        results = measure(jobs | {"full": replace(jobs["teacher"], full_depth_llm=str(pipeline.llm.path))}, section, work)
+    if failed := [f"{name}: {failure(own)}" for name, own in results.items() if failure(own)]:
+        raise SystemExit("; ".join(failed))
+    rows = {
+        RATES[name]: {
+            "throughput_per_s": typical(own, "throughput_per_s"),
+            "p50_ms": 1e3 * float(np.median(np.concatenate([result["latency_samples_s"] for result in own]))),
+            **{key: own[0][key] for key in ("runtime", "precision", "num_parameters")},
+        }
+        for name, own in results.items()
+    }
+    over = {RATES[name]: round_ratios(results["student"], results[name]) for name in ("teacher", "full")}
+    for name, own in over.items():
+        print(f"student over {name}: {own['median']:.0f}x [{own['ci95'][0]:.0f}, {own['ci95'][1]:.0f}]")
+    full = rows["full-depth teacher"]
+    share = full["num_parameters"] / rows["student"]["num_parameters"]
+    return {
+        "speed": rows | {"student_over": over},
+        "full_depth_teacher": {**full, "untrained": True, "parameters_over_student": share},
+    }
+
+
+def _graph(pipeline: Pipeline, seed: int, out: Path) -> Artifact:
+    student = load(pipeline.folder / f"seed-{seed}" / "student", "student")
+    section = pipeline.recipe.export
+
+    def build(draft: Any) -> None:
+        build_onnx(load_student(student), pipeline.sequences, section, student.digest, draft, section.dtype)
+
+    return make(out, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
+
+
+def _untrained(pipeline: Pipeline, out: Path) -> Artifact:
+    """A teacher of the recipe's shape: the LLM's own first layers, item vectors and texts at random."""
+    section = pipeline.recipe.teacher
+
+    def build(draft: Any) -> None:
+        width = read_config(llm_folder(pipeline.llm)).hidden_size
+        text_IZ = np.random.default_rng(0).standard_normal((pipeline.sequences.num_items + 1, width), np.float32)
+        teacher = new_teacher(pipeline.llm, text_IZ, section)
+        save_teacher(teacher, pipeline.llm, draft)
+        draft.metrics["num_parameters"] = teacher.num_parameters
+
+    return make(out, "teacher", recipe={"teacher": section.model_dump(mode="json")}, inputs={}, build=build)
+
+
+PHASES: dict[str, Callable[[argparse.Namespace, Pipeline], dict[str, Any]]] = {
+    "accuracy": accuracy,
+    "ablation": ablation,
+    "speed": speed,
+}
+
+if __name__ == "__main__":
+    main()

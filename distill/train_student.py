@@ -9,7 +9,7 @@ student              item text and the teacher    b_i + eta W z_i, plus the reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from distill.tracking import Tracker
 from distill.training import Fit
 from foundation.artifact import Draft
 from recommender.config import StudentSection
+from recommender.slices import position_slices
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender, save_student
 from recommender.windows import Batch, TrainingWindows
@@ -46,16 +47,23 @@ def build_student(
     targets: Targets | None = None,
     distill: DistillSection | None = None,
     regularisers: Mapping[str, Mapping[str, Any]] | None = None,
+    untaught: Sequence[str] = (),
     tracker: Tracker | None = None,
 ) -> None:
-    """Train one arm, keep its best validation epoch, save and evaluate it. `targets` and `distill` go together."""
+    """Train one arm, keep its best validation epoch, save and evaluate it.
+
+    `targets` and `distill` go together; positions of the slices `untaught` learn from their labels alone.
+    """
     torch.manual_seed(seed)
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
+    windows = TrainingWindows(sequences, section.max_length)
     objectives = build_objectives(distill.objectives) if distill else {}
     state_objectives: dict[str, StateObjective] = {}
     if distill and targets is not None:
         widths = {name: state.shape[1] for name, state in targets.states.items()}
         state_objectives = build_state_objectives(distill.objectives, section.hidden_size, widths)
+    taught_P = ~np.any([position_slices(sequences)[name] for name in untaught], axis=0) if untaught else np.array(True)
+    taught_P = np.broadcast_to(taught_P, windows.num_positions)
     learned = nn.ModuleDict(state_objectives).to(device())
     beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)
     validator = Validator(sequences, section.max_length, section.optim, device())
@@ -71,12 +79,15 @@ def build_student(
         terms = {name: regulariser(step) for name, regulariser in beside.items()}
         total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
         if targets is not None and distill is not None:
-            position_N, keep_BL = batch.position_BL[batch.label_BL > 0], label_BL > 0
-            teacher = targets.at(position_N, device())
-            terms |= {name: objective(logits_NI, teacher) for name, objective in objectives.items()}
-            if state_objectives:
+            taught_BL = taught_P[batch.position_BL - 1] & (batch.label_BL > 0)
+            keep_BL, position_N = torch.from_numpy(taught_BL).to(device()), batch.position_BL[taught_BL]
+            share, scored_NI = len(position_N) / len(batch), logits_NI[keep_BL[label_BL > 0]]
+            if len(position_N):
+                teacher = targets.at(position_N, device())
+                terms |= {name: share * objective(scored_NI, teacher) for name, objective in objectives.items()}
+            if len(position_N) and state_objectives:
                 own, held = {name: state[keep_BL] for name, state in states.items()}, targets.states_at(position_N, device())
-                terms |= {name: objective(own, held, keep_BL) for name, objective in state_objectives.items()}
+                terms |= {name: share * objective(own, held, keep_BL) for name, objective in state_objectives.items()}
             total = distill.label_weight * label_loss
             weight |= {name: objective.weight for name, objective in (objectives | state_objectives).items()}
         if not terms and targets is None:
@@ -90,7 +101,7 @@ def build_student(
 
     run = Fit(
         nn.ModuleDict({"student": student, "objectives": learned}) if list(learned.parameters()) else student,
-        batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
+        batches=EpochBatches(windows, section.optim.batch_size, seed),
         losses=losses,
         validate=validate,
         section=section.optim,

@@ -169,6 +169,7 @@ class Pipeline:
 
     def arm(self, arm: str, seed: int) -> Artifact:
         """control-id, control-text, control-ensemble-kd or student."""
+        from distill.audit import worse_slices
         from distill.targets import load_targets
         from distill.text import load_text
         from distill.train_student import build_student
@@ -179,6 +180,8 @@ class Pipeline:
         taught = arm in ("student", ENSEMBLE)
         if taught:
             inputs["targets"] = self.targets(arm, seed)
+        if arm == "student" and self.recipe.distill.follow_audit:
+            inputs["audit"] = self.audit(seed)
 
         def build(draft: Draft) -> None:
             options: dict[str, Any] = {"tracker": self._tracker(arm, seed)}
@@ -189,6 +192,7 @@ class Pipeline:
                     "targets": load_targets(inputs["targets"], self.sequences.num_items),
                     "distill": self.recipe.distill,
                 }
+            options["untaught"] = worse_slices(inputs["audit"]) if "audit" in inputs else []
             options["regularisers"] = self.recipe.regularisers
             build_student(arm, self.sequences, self.recipe.student, seed, draft, **options)
 

@@ -15,16 +15,28 @@ _HEAD_SHARE, _TAIL, _SHORT, _LONG = 0.2, 5, 5, 20
 
 def slices(sequences: Sequences, part: str = "test") -> dict[str, np.ndarray]:
     """Name -> bool[U] over the evaluated users; slices without a user are left out."""
-    users, count_I = sequences.evaluated_users, sequences.train_counts()
+    users = sequences.evaluated_users
+    length_U = np.array([len(sequences.history(u, part)) for u in users])
+    found = _of(sequences, sequences.targets(users, part), length_U)
+    return {name: member_U for name, member_U in found.items() if member_U.any()}
+
+
+def position_slices(sequences: Sequences) -> dict[str, np.ndarray]:
+    """The same of training positions (numbered as in `recommender/windows.py`): name -> bool[P]."""
+    trained = [sequences.train(u) for u in range(sequences.num_users)]
+    label_P = np.concatenate([sequence[1:] for sequence in trained])
+    length_P = np.concatenate([np.arange(1, max(len(sequence), 1)) for sequence in trained])
+    return _of(sequences, label_P, length_P)
+
+
+def _of(sequences: Sequences, target_N: np.ndarray, length_N: np.ndarray) -> dict[str, np.ndarray]:
+    count_I = sequences.train_counts()
     by_count = np.argsort(-count_I[1:], kind="stable") + 1
     head = by_count[: max(round(_HEAD_SHARE * sequences.num_items), 1)]
-    target_U = sequences.targets(users, part)
-    length_U = np.array([len(sequences.history(u, part)) for u in users])
-    found = {
-        "head items": np.isin(target_U, head),
-        "tail items": count_I[target_U] <= _TAIL,
-        "cold items": count_I[target_U] == 0,
-        "short histories": length_U <= _SHORT,
-        "long histories": length_U >= _LONG,
+    return {
+        "head items": np.isin(target_N, head),
+        "tail items": count_I[target_N] <= _TAIL,
+        "cold items": count_I[target_N] == 0,
+        "short histories": length_N <= _SHORT,
+        "long histories": length_N >= _LONG,
     }
-    return {name: member_U for name, member_U in found.items() if member_U.any()}

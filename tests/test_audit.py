@@ -1,0 +1,163 @@
+"""The teacher audit: calibration, overlap, slices, and a student that follows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.audit import build_audit, worse_slices
+from distill.calibration import calibrate, ece, nll
+from distill.config import DistillSection, TargetsSection, TeacherSection
+from distill.members import TeacherMember
+from distill.targets import Targets, build_targets, load_targets
+from distill.teacher import load_teacher, new_teacher, save_teacher
+from distill.train_student import build_student
+from foundation.artifact import Artifact, Draft, make
+from recommender.baselines import build_baseline
+from recommender.config import OptimSection, StudentSection
+from recommender.slices import position_slices
+from recommender.split import Sequences
+from recommender.windows import TrainingWindows
+from tests.faults import forge
+
+TEXT = np.random.default_rng(0).normal(size=(61, 8)).astype(np.float32)
+TEACHER = TeacherSection(tuning="full", item_size=16, max_length=12, precision="fp32", item_dropout=0.0)
+STUDENT = StudentSection(hidden_size=16, num_layers=1, max_length=12, optim=OptimSection(epochs=1, batch_size=16))
+
+
+def drawn(sharpness: float, num: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Requests whose targets follow known distributions, told `sharpness` times too sharply."""
+    generator = torch.Generator().manual_seed(0)
+    logits_NI = 2 * torch.randn(num, 10, generator=generator)
+    target_N = torch.multinomial(logits_NI.softmax(-1), 1, generator=generator)[:, 0]
+    return (sharpness * logits_NI).log_softmax(-1), target_N
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_that_was_planted_is_found(sharpness: float) -> None:
+    log_probability_NI, target_N = drawn(sharpness)
+    found = calibrate(log_probability_NI, target_N)
+    assert found.temperature == pytest.approx(sharpness, rel=0.06)
+    assert found.ece_at_temperature < 0.02
+    assert found.requests == 6000
+    assert found.nll_at_temperature <= found.nll + 1e-6
+    if sharpness != 1:
+        assert found.ece > 4 * found.ece_at_temperature
+
+
+def test_errors_equal_their_definitions() -> None:
+    log_probability_NI, target_N = drawn(2.0, 300)
+    p_NI = (log_probability_NI / 1.7).double().exp()
+    p_NI /= p_NI.sum(1, keepdim=True)
+    gap = 0.0
+    for low in range(15):
+        rows = [n for n in range(300) if low / 15 <= p_NI[n].max() < (low + 1) / 15]
+        if rows:
+            confidence = np.mean([float(p_NI[n].max()) for n in rows])
+            accuracy = np.mean([float(p_NI[n].argmax() == target_N[n]) for n in rows])
+            gap += len(rows) / 300 * abs(accuracy - confidence)
+    assert ece(log_probability_NI, target_N, 1.7) == pytest.approx(gap, abs=1e-6)
+    assert nll(log_probability_NI, target_N, 1.7) == pytest.approx(
+        -np.mean([np.log(float(p_NI[n, target_N[n]])) for n in range(300)]), rel=1e-5
+    )
+
+
+def test_slices_of_positions_are_those_of_the_windows(sequences: Sequences) -> None:
+    found, count_I = position_slices(sequences), sequences.train_counts()
+    windows = TrainingWindows(sequences, 4)
+    assert all(member_P.shape == (windows.num_positions,) for member_P in found.values())
+    for batch in windows.overlapping(8):
+        for position, label in zip(batch.position_BL[batch.label_BL > 0], batch.label_BL[batch.label_BL > 0], strict=True):
+            user = int(np.searchsorted(windows.first_U, position - 1, side="right") - 1)
+            history = position - windows.first_U[user]
+            assert sequences.train(user)[history] == label
+            assert found["short histories"][position - 1] == (history <= 5)
+            assert found["tail items"][position - 1] == (count_I[label] <= 5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_llm: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    torch.manual_seed(0)
+    made = new_teacher(tiny_llm, TEXT, TEACHER)
+    recipe = {"teacher": TEACHER.model_dump(mode="json")}
+
+    def build(draft: Draft) -> None:
+        save_teacher(made, tiny_llm, draft)
+        ranks_are_bad(draft)
+
+    return make(tmp_path_factory.mktemp("teacher") / "t", "teacher", recipe=recipe, inputs={}, build=build)
+
+
+def ranks_are_bad(draft: Draft) -> None:
+    """Ranks as `record_accuracy` keeps them: no hit at all."""
+    import polars as pl
+
+    pl.DataFrame({"user_id": [""] * 200, "validation": [0] * 200, "test": [0] * 200}).write_parquet(
+        draft.path / "ranks.parquet"
+    )
+
+
+def test_the_audit_finds_what_is_planted(teacher: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    def control(draft: Draft) -> None:
+        build_student("control-text", sequences, STUDENT, 0, draft, text_IZ=TEXT)
+
+    others = {
+        "popularity": make(
+            tmp_path / "p",
+            "popularity",
+            recipe={},
+            inputs={},
+            build=lambda draft: build_baseline("popularity", sequences, draft),
+        ),
+        "control-text": make(
+            tmp_path / "c", "control-text", recipe={"student": STUDENT.model_dump(mode="json")}, inputs={}, build=control
+        ),
+    }
+    audit = make(
+        tmp_path / "a", "audit", recipe={}, inputs={}, build=lambda draft: build_audit(teacher, others, sequences, draft)
+    )
+    told = json.loads(audit.file("audit.json").read_text())
+    assert audit.metrics["beats"] == []
+    assert "all" not in worse_slices(audit)
+    assert worse_slices(audit)  # it has no hit anywhere, and control-text has
+    assert told["calibration"]["requests"] == len(sequences.evaluated_users)
+    assert told["calibration"]["temperature"] == audit.metrics["temperature"]
+    assert all(0 <= share <= 1 for share in told["overlap_at_20"].values()) and len(told["overlap_at_20"]) == 2
+    for found in told["teacher_over"]["control-text"].values():
+        if found:
+            found["ci95"] = [-0.1, 0.1]
+    (audit.path / "audit.json").write_text(json.dumps(told))
+    forge(audit.path)
+    assert worse_slices(audit) == []
+
+
+def test_untaught_positions_learn_from_their_labels_alone(
+    teacher: Artifact, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [(1.0, TeacherMember(load_teacher(teacher)))]
+    made = make(
+        tmp_path / "t",
+        "targets",
+        recipe={},
+        inputs={},
+        build=lambda draft: build_targets(members, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
+    )
+    targets, asked, at = load_targets(made, sequences.num_items), [], Targets.at
+    monkeypatch.setattr(Targets, "at", lambda self, position_N, to: asked.append(position_N) or at(self, position_N, to))
+    recipe = {"student": STUDENT.model_dump(mode="json")}
+    untaught = ["short histories", "cold items"]
+    distill = DistillSection(objectives={"forward_kl": {}, "hidden": {}})
+
+    def build(draft: Draft) -> None:
+        build_student(
+            "student", sequences, STUDENT, 0, draft, text_IZ=TEXT, targets=targets, distill=distill, untaught=untaught
+        )
+
+    make(tmp_path / "s", "student", recipe=recipe, inputs={}, build=build)
+    found = position_slices(sequences)
+    expected = np.flatnonzero(~found["short histories"] & ~found["cold items"]) + 1
+    assert np.array_equal(np.sort(np.concatenate(asked)), expected)

@@ -35,31 +35,35 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
 
     def view(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Another version of each history, int64[B, L], and what of it keeps its vector, bool[B, L]."""
-        rows, kept = [], []
-        for history_L in history_BL.cpu():
-            items = history_L[history_L != 0]
-            seen = torch.ones_like(items, dtype=torch.bool)
-            operation = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
-            if operation == "crop":
-                run = self._run(len(items), self.options.crop)
-                items, seen = items[run], seen[run]
-            elif operation == "mask":
-                seen[torch.randperm(len(items))[: int(self.options.mask * len(items))]] = False
-            else:
-                run = self._run(len(items), self.options.reorder)
-                items = items.clone()
-                items[run] = items[run][torch.randperm(len(items[run]))]
-            padding = history_BL.shape[1] - len(items)
-            rows.append(F.pad(items, (padding, 0)))
-            kept.append(F.pad(seen, (padding, 0)))
-        return torch.stack(rows).to(history_BL.device), torch.stack(kept).to(history_BL.device)
+        known_BL, (rows, length) = history_BL != 0, history_BL.shape
+        place_BL = torch.arange(length, device=history_BL.device) - (~known_BL).sum(1, keepdim=True)  # below 0: padding
+        chance_BL = torch.rand(history_BL.shape, device=history_BL.device)
+        operation_B1 = torch.randint(len(OPERATIONS), (rows, 1), device=history_BL.device)
+        chosen = {name: operation_B1 == number for number, name in enumerate(OPERATIONS)}
+        kept_BL, key_BL = known_BL, place_BL.float()  # items come in the order of their keys
+        if "crop" in chosen:
+            run_BL, _, _ = self._run(known_BL, place_BL, self.options.crop)
+            kept_BL = kept_BL & (run_BL | ~chosen["crop"])
+            key_BL = torch.where(chosen["crop"] & run_BL, key_BL + length, key_BL)
+        if "reorder" in chosen:
+            run_BL, start_B1, size_B1 = self._run(known_BL, place_BL, self.options.reorder)
+            key_BL = torch.where(chosen["reorder"] & run_BL, start_B1 + size_B1 * chance_BL, key_BL)
+        if "mask" in chosen:
+            order_BL = chance_BL.masked_fill(~known_BL, 2.0).argsort(dim=1).argsort(dim=1)
+            hidden_BL = order_BL < (self.options.mask * known_BL.sum(1, keepdim=True)).long()
+            seen_BL = kept_BL & ~(chosen["mask"] & hidden_BL)
+        else:
+            seen_BL = kept_BL
+        order_BL = key_BL.argsort(dim=1, stable=True)
+        return (history_BL * kept_BL).gather(1, order_BL), seen_BL.gather(1, order_BL)
 
     @staticmethod
-    def _run(length: int, share: float) -> slice:
-        """Where a run of that share of `length` items lies; at least one."""
-        size = max(int(share * length), min(length, 1))
-        start = int(torch.randint(length - size + 1, ()))
-        return slice(start, start + size)
+    def _run(known_BL: Tensor, place_BL: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """A run of that share of each history, at least one item: bool[B, L], its start and its size, int64[B, 1]."""
+        length_B1 = known_BL.sum(1, keepdim=True)
+        size_B1 = torch.maximum((share * length_B1).long(), length_B1.clamp(max=1))
+        start_B1 = (torch.rand_like(length_B1, dtype=torch.float32) * (length_B1 - size_B1 + 1)).long()
+        return (place_BL >= start_B1) & (place_BL < start_B1 + size_B1), start_B1, size_B1
 
     @staticmethod
     def _state(step: Step, history_BL: Tensor, kept_BL: Tensor) -> Tensor:

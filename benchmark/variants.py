@@ -88,8 +88,9 @@ def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opene
     torch.set_num_threads(num_threads)
     with safe_open(teacher.file(HEAD), "np") as head:
         text_IZ = head.get_tensor("text_IZ")
+        tokens_IT = head.get_tensor("tokens_IT") if "tokens_IT" in head.keys() else None  # noqa: SIM118, it is no mapping
     section = TeacherSection.model_validate(teacher.recipe["teacher"])
-    return _opened_teacher(serving_teacher(full_depth_teacher(llm, text_IZ, section)))
+    return _opened_teacher(serving_teacher(full_depth_teacher(llm, text_IZ, section, tokens_IT)))
 
 
 def serving_bytes(artifact: Artifact) -> int:

@@ -41,6 +41,10 @@ class TeacherSection(Section):
     tuning: Literal["full", "lora", "qlora"] = "lora"
     lora_rank: int = Field(default=16, ge=1, le=1024)
     body_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of the LLM's own weights or their LoRA factors")
+    items: Literal["soft", "text"] = Field(
+        default="soft", description="an item enters as one learned token, or as the tokens of its text, with no ID at all"
+    )
+    item_tokens: int = Field(default=16, ge=2, le=1024, description="of an item's text at most, where items = 'text'")
     item_init: Literal["random", "control-text"] = Field(
         default="random", description="start the ID vectors at random, or at the item table of the trained arm control-text"
     )

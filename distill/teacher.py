@@ -7,6 +7,9 @@ token, P e_i, which starts at the magnitude of the LLM's own token embeddings. T
 one pass gives a training signal at every position; scores are norm(Q h) . e_i over the whole catalogue, trained by full-softmax
 cross-entropy. (Compare E4SRec and LLaRA: soft item tokens; here without a prompt around them. E is far below D because ID
 vectors as wide as the LLM learn slowly from few interactions.)
+
+With `teacher.items = "text"` an item enters as the tokens of its text instead (`distill/text_items.py`), and e_i = A z_i: a
+language model that knows no IDs.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from transformers import AutoModel, PreTrainedModel
 from distill.config import TeacherSection
 from distill.device import autocast, compute_dtype, device
 from distill.llm import (
+    TeacherError,
     causal_config,
     check_causal,
     drop_vocabulary,
@@ -35,6 +39,7 @@ from distill.llm import (
     read_body,
     read_config,
 )
+from distill.text_items import read_texts
 from foundation.artifact import Artifact, Draft, opens
 from recommender.torch_ranking import top_k
 
@@ -46,18 +51,23 @@ class Teacher(nn.Module):
     """Body, item tokens and output head."""
 
     text_IZ: Tensor
+    tokens_IT: Tensor | None
     body: Any  # a PreTrainedModel, or peft's wrapper around one
 
-    def __init__(self, body: Any, text_IZ: Tensor, section: TeacherSection, token_rms: float) -> None:
+    def __init__(
+        self, body: Any, text_IZ: Tensor, section: TeacherSection, token_rms: float, tokens_IT: Tensor | None = None
+    ) -> None:
         super().__init__()
         width = body.config.hidden_size
         self.section, self.body = section, body
         self.register_buffer("text_IZ", text_IZ.float())
-        self.id_IE = nn.Parameter(torch.randn(len(text_IZ), section.item_size) * _INIT_STD)
+        self.register_buffer("tokens_IT", tokens_IT)  # int64; None where items are soft tokens
         self.adapter = nn.Linear(text_IZ.shape[1], section.item_size, bias=False)
         nn.init.normal_(self.adapter.weight, std=_INIT_STD / math.sqrt(text_IZ.shape[1]))
-        self.to_token = nn.Linear(section.item_size, width, bias=False)
-        nn.init.normal_(self.to_token.weight, std=token_rms / (_INIT_STD * math.sqrt(2 * section.item_size)))
+        if tokens_IT is None:
+            self.id_IE = nn.Parameter(torch.randn(len(text_IZ), section.item_size) * _INIT_STD)
+            self.to_token = nn.Linear(section.item_size, width, bias=False)
+            nn.init.normal_(self.to_token.weight, std=token_rms / (_INIT_STD * math.sqrt(2 * section.item_size)))
         self.from_hidden = nn.Linear(width, section.item_size, bias=False)
         self.norm = nn.LayerNorm(section.item_size)
         self.dropout = nn.Dropout(section.item_dropout)
@@ -74,8 +84,10 @@ class Teacher(nn.Module):
         self.id_IE.copy_(table_IE)
 
     def table(self) -> Tensor:
-        """Item vectors b_i + A z_i, float[I + 1, E]; row 0 is zero."""
-        table_IE = self.id_IE + self.adapter(self.text_IZ)
+        """Item vectors b_i + A z_i (of a model that reads texts A z_i), float[I + 1, E]; row 0 is zero."""
+        table_IE = self.adapter(self.text_IZ)
+        if self.tokens_IT is None:
+            table_IE = self.id_IE + table_IE
         return torch.cat([torch.zeros_like(table_IE[:1]), table_IE[1:]])
 
     def forward(self, history_BL: Tensor, table_IE: Tensor) -> Tensor:
@@ -84,8 +96,12 @@ class Teacher(nn.Module):
         Histories are padded on the left. They are shifted to the front before the body and back after it: causal attention
         never looks at what follows, so no padding mask is needed (which is faster) and position 0 is the first item.
         """
-        tokens_BLD = self.to_token(self.dropout(F.embedding(_shifted(history_BL, history_BL), table_IE)))
-        hidden_BLD = self.body(inputs_embeds=tokens_BLD.to(self.body.dtype)).last_hidden_state
+        in_front_BL = _shifted(history_BL, history_BL)
+        if self.tokens_IT is None:
+            tokens_BLD = self.to_token(self.dropout(F.embedding(in_front_BL, table_IE)))
+            hidden_BLD = self.body(inputs_embeds=tokens_BLD.to(self.body.dtype)).last_hidden_state
+        else:
+            hidden_BLD = read_texts(self.body, self.tokens_IT, in_front_BL)
         hidden_BLD = _shifted(hidden_BLD, history_BL, back=True)
         return self.dropout(self.norm(self.from_hidden(hidden_BLD.to(self.from_hidden.weight.dtype))))
 
@@ -93,17 +109,21 @@ class Teacher(nn.Module):
         """`hidden`, what `forward` gives, and where asked for the last layer's `query`, `key` and `value`, float[B, L, *]."""
         if not projections:
             return {"hidden": self(history_BL, table_IE)}
+        if self.tokens_IT is not None:
+            raise TeacherError("the objective minilm needs teacher.items = 'soft': a text has many queries, not one an item")
         with last_projections(self.body) as found:
             hidden_BLE = self(history_BL, table_IE)
         return {"hidden": hidden_BLE} | {name: _shifted(part, history_BL, back=True) for name, part in found.items()}
 
     @property
     def num_parameters(self) -> int:
-        """Weights read when scoring: body and folded item table (padding row left out)."""
+        """Weights read when scoring: body (its vocabulary where texts are read), folded item table (padding row left out)."""
         # Quantized layers pack several weights into one element; their logical size is out x in.
-        body = sum(_logical_size(module) for module in self.body.modules()) - self.body.get_input_embeddings().weight.numel()
-        heads = (self.to_token, self.from_hidden, self.norm)
-        return body + self.id_IE[1:].numel() + sum(p.numel() for head in heads for p in head.parameters())
+        body, heads = sum(_logical_size(module) for module in self.body.modules()), [self.from_hidden, self.norm]
+        if self.tokens_IT is None:
+            body, heads = body - self.body.get_input_embeddings().weight.numel(), [*heads, self.to_token]
+        table = (len(self.text_IZ) - 1) * self.section.item_size
+        return body + table + sum(p.numel() for head in heads for p in head.parameters())
 
 
 class TeacherRecommender:
@@ -123,23 +143,38 @@ class TeacherRecommender:
         return top_k(score_BI, history, k)
 
 
-def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
-    """An untrained teacher around the pretrained body, with LoRA factors where the recipe asks for them."""
+def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection, tokens_IT: np.ndarray | None = None) -> Teacher:
+    """An untrained teacher around the pretrained body, with LoRA factors where the recipe asks for them.
+
+    `tokens_IT`: of the items, where they are read as text.
+    """
     body: Any = _quantized_body(llm, section) if section.tuning == "qlora" else load_body(llm, section.num_layers)
     check_causal(body)
     token_rms = body.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
-    drop_vocabulary(body)
+    if tokens_IT is None:
+        drop_vocabulary(body)
+    elif (longest := tokens_IT.shape[1] * section.max_length) > body.config.max_position_embeddings:
+        raise TeacherError(
+            f"teacher.item_tokens x teacher.max_length = {longest} tokens, and the LLM reads "
+            f"{body.config.max_position_embeddings}; lower one of them"
+        )
     if section.tuning != "full":
         body = _with_lora(body, section)
-    return Teacher(body, torch.from_numpy(text_IZ), section, token_rms).to(device())
+    tokens = None if tokens_IT is None else torch.from_numpy(tokens_IT)
+    return Teacher(body, torch.from_numpy(text_IZ), section, token_rms, tokens).to(device())
 
 
 @opens
-def full_depth_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection) -> Teacher:
+def full_depth_teacher(
+    llm: Artifact, text_IZ: np.ndarray, section: TeacherSection, tokens_IT: np.ndarray | None = None
+) -> Teacher:
     """The same model with every layer of the LLM and random weights: for speed and parameter counts only."""
     config = causal_config(read_config(llm_folder(llm)), 0)
-    body = drop_vocabulary(AutoModel.from_config(config))
-    return Teacher(body, torch.from_numpy(text_IZ), section, 1.0).to(device())
+    body = AutoModel.from_config(config)
+    if tokens_IT is None:
+        drop_vocabulary(body)
+    tokens = None if tokens_IT is None else torch.from_numpy(tokens_IT)
+    return Teacher(body, torch.from_numpy(text_IZ), section, 1.0, tokens).to(device())
 
 
 def merged_body(teacher: Teacher, llm: Artifact) -> PreTrainedModel:
@@ -151,7 +186,8 @@ def merged_body(teacher: Teacher, llm: Artifact) -> PreTrainedModel:
         return teacher.body.merge_and_unload()
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    plain = _with_lora(drop_vocabulary(load_body(llm, section.num_layers)), section)
+    plain = load_body(llm, section.num_layers)
+    plain = _with_lora(drop_vocabulary(plain) if teacher.tokens_IT is None else plain, section)
     set_peft_model_state_dict(plain, {k: v.cpu().float() for k, v in get_peft_model_state_dict(teacher.body).items()})
     return plain.merge_and_unload()
 
@@ -183,7 +219,7 @@ def read_teacher(folder: Path, section: TeacherSection) -> Teacher:
     read_config(folder / BODY)
     body = read_body(folder / BODY, device_map={"": str(device())})
     head = load_file(folder / HEAD)
-    teacher = Teacher(body, head["text_IZ"], section, 1.0)
+    teacher = Teacher(body, head["text_IZ"], section, 1.0, head.get("tokens_IT"))
     missing, unexpected = teacher.load_state_dict(head, strict=False)
     if wrong := [*unexpected, *(name for name in missing if not name.startswith("body."))]:
         raise ValueError(f"{folder / HEAD} lacks or should not have {wrong[0]}")

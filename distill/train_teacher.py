@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from distill.device import autocast, compute_dtype, device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
 from distill.teacher import new_teacher, read_teacher, save_teacher, serving_teacher
 from distill.text import load_text
+from distill.text_items import item_tokens
 from distill.tracking import Tracker
 from distill.training import Fit
 from foundation.artifact import Artifact, Draft
@@ -28,10 +31,15 @@ def build_teacher(
     seed: int,
     draft: Draft,
     tracker: Tracker | None = None,
+    prompts: Sequence[str] = (),
 ) -> None:
-    """Train, keep the best validation epoch, save and evaluate what was saved. `control` gives the ID vectors' start."""
+    """Train, keep the best validation epoch, save and evaluate what was saved.
+
+    `control` gives the ID vectors' start; `prompts` are the items' texts, where the LLM reads those.
+    """
     torch.manual_seed(seed)
-    teacher = new_teacher(llm, load_text(text)[0], section)
+    tokens_IT = item_tokens(llm, prompts, section.item_tokens) if section.items == "text" else None
+    teacher = new_teacher(llm, load_text(text)[0], section, tokens_IT)
     if control is not None:
         teacher.start_items_at(load_student(control).items().to(device()))
     dtype, validator = compute_dtype(section.precision), Validator(sequences, section.max_length, section.optim, device())

@@ -104,6 +104,8 @@ class Pipeline:
 
     def teacher(self, seed: int) -> Artifact:
         from distill.train_teacher import build_teacher
+        from recommender.data import load_dataset
+        from recommender.prompt import prompt_of
 
         inputs = {"data": self.data, "llm": self.llm, "text": self.text}
         if self.recipe.teacher.item_init == "control-text":
@@ -111,9 +113,10 @@ class Pipeline:
 
         def build(draft: Draft) -> None:
             control = inputs.get("control-text")
-            build_teacher(
-                self.llm, self.text, control, self.sequences, self.recipe.teacher, seed, draft, self._tracker("teacher", seed)
-            )
+            section, tracker = self.recipe.teacher, self._tracker("teacher", seed)
+            rows = load_dataset(self.data).items.iter_rows(named=True) if section.items == "text" else []
+            prompts = [prompt_of(row, self.recipe.text.prompt) for row in rows]
+            build_teacher(self.llm, self.text, control, self.sequences, section, seed, draft, tracker, prompts)
 
         return self._make(
             self._seeded(seed, "teacher"), "teacher", self._sections("teacher", "num_threads"), inputs, build, seed

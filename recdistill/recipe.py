@@ -53,6 +53,12 @@ class Recipe(Section):
                 "student.hidden_size",
                 "teacher.item_init",
             )
+        if teacher.items == "text" and teacher.item_init == "control-text":
+            raise Contradiction(
+                "teacher.item_init = 'control-text' starts ID vectors, which a teacher of teacher.items = 'text' has not",
+                "teacher.items",
+                "teacher.item_init",
+            )
         if self.benchmark.k > self.export.k:
             raise Contradiction(
                 f"benchmark.k = {self.benchmark.k} asks for more items than the graph returns, export.k = {self.export.k}",

@@ -97,6 +97,21 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
 
 
+def test_an_llm_that_reads_texts_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
+    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
+    keys = ["teacher.items=text", "teacher.item_tokens=6", "teacher.optim.epochs=2", "student.optim.epochs=2"]
+    keys += ["distill.follow_audit=true", "teacher.item_init=random"]
+    options += [word for key in keys for word in ("--set", key)]
+    found = run(["distill", *options], capsys)
+    assert {"teacher", "student"} < set(found["rows"])
+    seed = tmp_path / "runs" / "chain" / SEED
+    assert load(seed / "student").manifest["inputs"]["audit"] == load(seed / "audit").digest
+    assert found["rows"]["teacher"]["num_parameters"] > 64 * 50  # a vocabulary is part of it
+    code = main(["distill", *options, "--set", "teacher.item_init=control-text"])
+    assert code == 2 and "which a teacher of teacher.items = 'text' has not" in capsys.readouterr().err
+
+
 def exports(made: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """What can be done with the student's graph: verified, described, appended to, laid out for Triton."""
     verified = run(["export", "verify", *options], capsys)["rows"]

@@ -20,6 +20,7 @@ from distill.members import Member, StudentMember, TeacherMember
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import _encode_resumably, build_text, encode, load_text
+from distill.text_items import item_tokens
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
@@ -66,6 +67,47 @@ def test_causal_and_blind_to_padding(llm: Artifact) -> None:
     assert torch.allclose(after[0, 2:-1], both[0, 2:-1], atol=1e-5)  # what stands at padding positions means nothing
     assert torch.allclose(after[1, :-1], both[1, :-1], atol=1e-5)
     assert not torch.allclose(after[:, -1], both[:, -1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
+    """Causal, blind to padding, the same saved as trained; what it knows of an item is its text alone."""
+    section = SECTION.model_copy(update={"items": "text", "item_tokens": 5})
+    tokens_IT = item_tokens(llm, [f"thing {item} ( group {item % 7} )"[: 10 + item % 9] for item in range(60)], 5)
+    assert tokens_IT.shape == (61, 5) and (tokens_IT[0] == -1).all() and (tokens_IT[1:, 0] >= 0).all()
+    assert len({int((row >= 0).sum()) for row in tokens_IT[1:]}) > 1
+    assert len({int(row[row >= 0][-1]) for row in tokens_IT[1:]}) == 1  # all end with the separator
+    teacher = shaken(new_teacher(llm, TEXT, section, tokens_IT))
+    table, rows = teacher.table(), torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])
+    assert not hasattr(teacher, "id_IE") and not hasattr(teacher, "to_token")
+    assert torch.allclose(table, teacher.adapter(teacher.text_IZ), atol=1e-6)
+    both = teacher(rows, table)
+    assert torch.allclose(both[0, 2:], teacher(rows[:1, 2:], table)[0], atol=1e-5)
+    assert torch.allclose(both[1], teacher(rows[1:], table)[0], atol=1e-5)
+    changed = rows.clone()
+    changed[:, -1] = 9
+    after = teacher(changed, table)
+    assert torch.allclose(after[1, :-1], both[1, :-1], atol=1e-5)
+    assert not torch.allclose(after[:, -1], both[:, -1], atol=1e-3)
+    assert teacher(torch.zeros(2, 3, dtype=torch.long), table).isfinite().all()
+    body = teacher.body(input_ids=torch.from_numpy(tokens_IT[4:5][tokens_IT[4:5] >= 0])[None]).last_hidden_state[:, -1]
+    assert torch.allclose(teacher.norm(teacher.from_hidden(body))[0], both[1, 0], atol=1e-5)
+    saved = make(
+        tmp_path / "t",
+        "teacher",
+        recipe={"teacher": section.model_dump(mode="json")},
+        inputs={},
+        build=lambda draft: save_teacher(teacher, llm, draft),
+    )
+    history = np.array([[0, 1, 2], [3, 4, 5]])
+    expected, found = (serving_teacher(x).recommend(history, 10) for x in (teacher, load_teacher(saved)))
+    assert np.array_equal(expected[0], found[0])
+    np.testing.assert_allclose(expected[1], found[1], atol=1e-5)
+    assert full_depth_teacher(llm, TEXT, section, tokens_IT).num_parameters == teacher.num_parameters
+    with pytest.raises(TeacherError, match=r"item_tokens x teacher\.max_length = 60000 tokens"):
+        new_teacher(llm, TEXT, section, np.zeros((61, 5000), np.int64))
+    with pytest.raises(TeacherError, match="minilm needs"):
+        teacher.states(rows, table, projections=True)
 
 
 @torch.no_grad()

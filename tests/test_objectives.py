@@ -193,8 +193,7 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
         objective = RejuvenatedCrossEntropy(RceKdOptions(num_candidates=80, num_drawn=10))
         from_teacher_NC = torch.zeros(500, 80, dtype=torch.bool)
         from_teacher_NC[:, 20:40] = True  # 20 items of the teacher are at the student's ranks 21 to 40
-        ranked_NC = torch.arange(80).expand(500, 80)
-        drawn_NL = objective._drawn(from_teacher_NC, ranked_NC)
+        drawn_NL = objective._drawn(from_teacher_NC)
         assert drawn_NL.shape == (500, 10) and all(len(set(row)) == 10 for row in drawn_NL.tolist())
         counts = torch.bincount(drawn_NL.flatten(), minlength=80).float()
         above, among, below = counts[:20].mean(), counts[20:40].mean(), counts[40:].mean()

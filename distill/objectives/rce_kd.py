@@ -29,37 +29,54 @@ class RejuvenatedCrossEntropy(Objective[RceKdOptions]):
 
     def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
         student_NI, num_items = student_logits_NI / targets.temperature, student_logits_NI.shape[-1]
-        top_NK = targets.index_NK[:, : self.options.num_top]
-        num_top = top_NK.shape[-1]
+        num_top = min(self.options.num_top, targets.index_NK.shape[-1])
         ranked_NC = student_NI.detach().topk(min(max(self.options.num_candidates, num_top), num_items), dim=-1).indices
-        in_teacher_NI = torch.zeros_like(student_NI, dtype=torch.bool).scatter(-1, top_NK, True)
-        in_student_NI = torch.zeros_like(in_teacher_NI).scatter(-1, ranked_NC[:, :num_top], True)
-        drawn_NL = self._drawn(in_teacher_NI.gather(-1, ranked_NC), ranked_NC)
-        other_NI = (in_teacher_NI & ~in_student_NI).scatter(-1, drawn_NL, True)
-        log_p_NI = self._log_teacher(student_NI, targets)
-        gamma_N = (-self.options.overlap_weight * (in_teacher_NI & in_student_NI).sum(-1) / num_top).exp()
-        first_N, second_N = (_divergence(log_p_NI, student_NI, part_NI) for part_NI in (in_student_NI, other_NI))
+        # All that counts stands in these columns: the student's first items, then those of Qt that are not among them.
+        top_NK, stored_NC = targets.index_NK[:, :num_top], self._stored(targets.index_NK, ranked_NC, num_items)
+        in_teacher_NC, in_student_C = (stored_NC >= 0) & (stored_NC < num_top), self._columns(ranked_NC) < num_top
+        only_teacher_NK = self._stored(ranked_NC, top_NK, num_items) < 0
+        other_NC = (in_teacher_NC & ~in_student_C).scatter(-1, self._drawn(in_teacher_NC), True)
+        parts = (
+            torch.cat([in_student_C.expand_as(other_NC), torch.zeros_like(only_teacher_NK)], dim=-1),
+            torch.cat([other_NC, only_teacher_NK], dim=-1),
+        )
+        logits_NX = student_NI.gather(-1, torch.cat([ranked_NC, top_NK], dim=-1))
+        log_p_NX = self._log_teacher(
+            torch.cat([stored_NC, self._columns(top_NK).expand_as(top_NK)], dim=-1), targets, num_items
+        )
+        gamma_N = (-self.options.overlap_weight * (in_teacher_NC & in_student_C).sum(-1) / num_top).exp()
+        first_N, second_N = (_divergence(log_p_NX.to(logits_NX.dtype), logits_NX, part_NX) for part_NX in parts)
         return ((1 - gamma_N) * first_N + gamma_N * second_N).mean() * targets.temperature**2
 
-    def _drawn(self, from_teacher_NC: Tensor, ranked_NC: Tensor) -> Tensor:
-        """Items of the student's list, drawn without replacement; int64[N, at most num_drawn]."""
-        if self.options.num_drawn >= ranked_NC.shape[-1]:
-            return ranked_NC
+    @staticmethod
+    def _columns(x_NC: Tensor) -> Tensor:
+        return torch.arange(x_NC.shape[-1], device=x_NC.device)
+
+    def _stored(self, index_NK: Tensor, asked_NC: Tensor, num_items: int) -> Tensor:
+        """The column of `index_NK` that holds each of the asked items, or -1; int64[N, C]."""
+        nowhere_NI = torch.full((len(index_NK), num_items), -1, dtype=torch.int32, device=index_NK.device)
+        place_NK = self._columns(index_NK).int().expand_as(index_NK)
+        return nowhere_NI.scatter_(-1, index_NK, place_NK).gather(-1, asked_NC).long()
+
+    def _drawn(self, from_teacher_NC: Tensor) -> Tensor:
+        """Columns of the student's list, drawn without replacement; int64[N, at most num_drawn]."""
+        if self.options.num_drawn >= from_teacher_NC.shape[-1]:
+            return self._columns(from_teacher_NC).expand_as(from_teacher_NC)
         below_NC = from_teacher_NC.float().flip(-1).cumsum(-1).flip(-1).clamp(max=_MAX_BELOW)
-        return ranked_NC.gather(-1, draw((below_NC + 1) / _DRAW_TEMPERATURE, self.options.num_drawn))
+        return draw((below_NC + 1) / _DRAW_TEMPERATURE, self.options.num_drawn)
 
     @staticmethod
-    def _log_teacher(student_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        rest = student_NI.shape[-1] - targets.index_NK.shape[-1]
+    def _log_teacher(stored_NX: Tensor, targets: TeacherTargets, num_items: int) -> Tensor:
+        """Log-probabilities of items by their column in the stored list, -1: not in it."""
+        rest = num_items - targets.index_NK.shape[-1]
         share_N1 = (targets.tail_N / max(rest, 1)).clamp(min=_TINY)[:, None]
-        log_p_NI = share_N1.log().to(student_NI.dtype).expand_as(student_NI)
-        stored_NK = targets.probability_NK.clamp(min=_TINY).log().to(student_NI.dtype)
-        return log_p_NI.scatter(-1, targets.index_NK, stored_NK)
+        known_NX = targets.probability_NK.clamp(min=_TINY).gather(-1, stored_NX.clamp(min=0))
+        return torch.where(stored_NX >= 0, known_NX, share_N1).log()
 
 
-def _divergence(log_p_NI: Tensor, logits_NI: Tensor, part_NI: Tensor) -> Tensor:
-    """KL of two softmaxes over the items of `part_NI`, float[N]; 0 where there are none."""
-    low = torch.finfo(logits_NI.dtype).min
-    log_p_NI = log_p_NI.masked_fill(~part_NI, low).log_softmax(-1)
-    log_q_NI = logits_NI.masked_fill(~part_NI, low).log_softmax(-1)
-    return (log_p_NI.exp() * (log_p_NI - log_q_NI)).masked_fill(~part_NI, 0).sum(-1)
+def _divergence(log_p_NX: Tensor, logits_NX: Tensor, part_NX: Tensor) -> Tensor:
+    """KL of two softmaxes over the columns of `part_NX`, float[N]; 0 where there are none."""
+    low = torch.finfo(logits_NX.dtype).min
+    log_p_NX = log_p_NX.masked_fill(~part_NX, low).log_softmax(-1)
+    log_q_NX = logits_NX.masked_fill(~part_NX, low).log_softmax(-1)
+    return (log_p_NX.exp() * (log_p_NX - log_q_NX)).masked_fill(~part_NX, 0).sum(-1)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from recommender.student import load_student
 
 ARMS = ("control-id", "control-text", ENSEMBLE, "teacher", "student")
 HEADLINES = {"student_vs_control_text": "control-text", "student_vs_ensemble_kd": ENSEMBLE}
-RATES = {"student": "student", "teacher": "teacher", "full": "full-depth teacher"}
+RUNTIMES, FULL_DEPTH = ("onnxruntime", "openvino"), "full-depth teacher"
 
 
 def main() -> None:
@@ -77,10 +78,15 @@ def main() -> None:
             "hardware": here if phase == "speed" or not arguments.trained_on else arguments.trained_on,
             "seconds": round(time.monotonic() - started),
         }
-        for name in [name for name in found if isinstance(found[name], dict)]:  # what other phases found stays
-            found[name] = ledger.get(name, {}) | found[name]
-        ledger |= found | {"runs": ledger.get("runs", {}) | {phase: run}}
+        found = _merged(ledger, found)
+        ledger = found | {"runs": ledger.get("runs", {}) | {phase: run}}
         ledger_file.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What other phases found of the same things stays."""
+    both = {name: _merged(old[name], new[name]) for name in old.keys() & new if isinstance(new[name], dict)}
+    return old | new | both
 
 
 def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
@@ -168,29 +174,34 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
         graph, teacher = _graph(pipeline, seed, work / "onnx"), _untrained(pipeline, work / "teacher")
         np.save(work / "histories.npy", speed_histories(pipeline.sequences, recipe.student.max_length, section))
         base = Job("", "", section.model_dump(), histories=str(work / "histories.npy"))
-        jobs = {
-            name: replace(base, artifact=str(made.path), digest=made.digest)
-            for name, made in (("student", graph), ("teacher", teacher))
-        }
-        results = measure(jobs | {"full": replace(jobs["teacher"], full_depth_llm=str(pipeline.llm.path))}, section, work)
+        served = replace(base, artifact=str(graph.path), digest=graph.digest)
+        jobs = {f"student, {name}": replace(served, runtime=name) for name in RUNTIMES if find_spec(name)}
+        jobs["teacher"] = replace(base, artifact=str(teacher.path), digest=teacher.digest)
+        jobs[FULL_DEPTH] = replace(jobs["teacher"], full_depth_llm=str(pipeline.llm.path))
+        results = measure(jobs, section, work)
     if failed := [f"{name}: {failure(own)}" for name, own in results.items() if failure(own)]:
         raise SystemExit("; ".join(failed))
     rows = {
-        RATES[name]: {
+        name: {
             "throughput_per_s": typical(own, "throughput_per_s"),
             "p50_ms": 1e3 * float(np.median(np.concatenate([result["latency_samples_s"] for result in own]))),
             **{key: own[0][key] for key in ("runtime", "precision", "num_parameters")},
         }
         for name, own in results.items()
     }
-    over = {RATES[name]: round_ratios(results["student"], results[name]) for name in ("teacher", "full")}
+    fastest = max((name for name in rows if name.startswith("student")), key=lambda name: rows[name]["throughput_per_s"])
+    over = {name: round_ratios(results[fastest], results[name]) for name in ("teacher", FULL_DEPTH)}
     for name, own in over.items():
-        print(f"student over {name}: {own['median']:.0f}x [{own['ci95'][0]:.0f}, {own['ci95'][1]:.0f}]")
-    full = rows["full-depth teacher"]
-    share = full["num_parameters"] / rows["student"]["num_parameters"]
+        print(f"{fastest} over {name}: {own['median']:.0f}x [{own['ci95'][0]:.0f}, {own['ci95'][1]:.0f}]")
+    full = rows[FULL_DEPTH]
+    share = full["num_parameters"] / rows[fastest]["num_parameters"]
     return {
-        "speed": rows | {"student_over": over},
+        "speed": {"rows": rows, "fastest_student": fastest, "student_over": over},
         "full_depth_teacher": {**full, "untrained": True, "parameters_over_student": share},
+        "arms": {
+            "student": {"throughput_per_s": rows[fastest]["throughput_per_s"]},
+            "teacher": {"throughput_per_s": rows["teacher"]["throughput_per_s"]},
+        },
     }
 
 

@@ -1,8 +1,9 @@
 """Stage: the teacher audit. Before anything is distilled: does the teacher beat the controls, and where?
 
 By the one evaluator, on validation, overall and by slice (`recommender/slices.py`); on a sample of validation's users also how
-much its lists share with theirs, how well its probabilities are calibrated, and the temperature that calibrates them. A teacher
-that does not win is reported as such. `worse_slices` is where distillation that follows the audit does not listen to it.
+much its lists share with theirs, how well its probabilities are calibrated (over the whole catalogue, as the targets hold them,
+items already seen included), and the temperature that calibrates them. A teacher that does not win is reported as such.
+`worse_slices` is where distillation that follows the audit does not listen to it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def _on_a_sample(
     shared = {}
     for name, other in others.items():
         recommender = load_baseline(other) if name in BASELINES else StudentRecommender(load_student(other))
-        shared[name] = float(overlap(recommend_all(recommender, histories, EVALUATION_K), lists).mean())
+        other_UK = recommend_all(recommender, histories, EVALUATION_K)
+        shared[name] = float(overlap(np.where(other_UK > 0, other_UK, -1), lists).mean())  # 0 fills a list up, and is no item
     return calibrate(log_probability_UI, torch.from_numpy(target_U).long() - 1), shared
 
 

@@ -6,15 +6,20 @@ from contextlib import AbstractContextManager
 
 import torch
 
+_MAX_SCORES = 1 << 25  # 128 MiB of float32; sorting them takes six times as much
+
 
 def device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def rows_at_once(cpu: int, gpu: int) -> int:
-    """How many rows a pass without gradients takes at once: a GPU waits for its next kernel where they are few."""
-    return gpu if torch.cuda.is_available() else cpu
+def rows_at_once(num_items: int, *, cpu: int, gpu: int) -> int:
+    """How many rows a pass without gradients takes at once: a GPU waits for its next kernel where they are few.
+
+    On a GPU no more than `_MAX_SCORES` scores over a catalogue of `num_items`, and no fewer than on a CPU.
+    """
+    return max(min(gpu, _MAX_SCORES // num_items), cpu) if torch.cuda.is_available() else cpu
 
 
 def gpu_name() -> str | None:

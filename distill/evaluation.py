@@ -24,7 +24,7 @@ RANKS, CURVE = "ranks.parquet", "training.parquet"
 
 def record_accuracy(recommender: Recommender, sequences: Sequences, draft: Draft) -> dict[str, Any]:
     """Evaluate on validation and test, keep the ranks in the artefact, return (and record) the means."""
-    rows = rows_at_once(cpu=64, gpu=512)
+    rows = rows_at_once(sequences.num_items, cpu=64, gpu=512)
     ranks = {part: evaluate(recommender, sequences, part, batch_size=rows) for part in ("validation", "test")}
     users = [sequences.user_ids[u] for u in sequences.evaluated_users]
     pl.DataFrame({"user_id": users, **ranks}).write_parquet(draft.path / RANKS)

@@ -42,8 +42,8 @@ def build_targets(
     windows = TrainingWindows(sequences, min(member.max_length for _, member in members))
     if not windows.num_positions:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
-    rows = rows_at_once(cpu=32, gpu=256)
-    batches, per_shard = list(windows.overlapping(rows)), _SHARD_WINDOWS // rows
+    rows = rows_at_once(sequences.num_items, cpu=32, gpu=256)
+    batches, per_shard = list(windows.overlapping(rows)), max(_SHARD_WINDOWS // rows, 1)
     starts = range(0, len(batches), per_shard)
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
@@ -79,9 +79,16 @@ def _shard(
         }
         if states:
             held = members[0][1].states(history_BL, keep_BL, states)
-            part |= {name: held[name].half().cpu().numpy() for name in states}
+            part |= {name: _halved(name, held[name]) for name in states}
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _halved(name: str, state_NW: torch.Tensor) -> np.ndarray:
+    halved = state_NW.half().cpu().numpy()
+    if not np.isfinite(halved).all():
+        raise ValueError(f"the teacher's {name!r} is not finite in 16 bits; leave out the objective that reads it")
+    return halved
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def load_targets(artifact: Artifact, num_items: int) -> Targets:
         raise ValueError(f"it names items outside the catalogue of {num_items}")
     if probability_PK.min() < 0 or probability_PK.sum(1, dtype=np.float32).max() > 1.01:
         raise ValueError("its probabilities are negative or sum to more than 1")
-    states = {name: np.concatenate([shard[name] for shard in shards]) for name in index["states"]}
+    states = {name: np.concatenate([shard[name] for shard in shards]) for name in index.get("states", [])}
     for name, state in states.items():
         if state.ndim != 2 or len(state) != len(position_N):
             raise ValueError(f"its states {name!r} are not one row per position")

@@ -74,7 +74,8 @@ def build_student(
         states = student.states(history_BL, table_ID)
         hidden_BLD = states["hidden"]
         logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
-        label_loss = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)
+        label_N = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1, reduction="none")
+        label_loss = label_N.mean()
         step = Step(student, table_ID, history_BL, label_BL)
         terms = {name: regulariser(step) for name, regulariser in beside.items()}
         total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
@@ -88,7 +89,7 @@ def build_student(
             if len(position_N) and state_objectives:
                 own, held = {name: state[keep_BL] for name, state in states.items()}, targets.states_at(position_N, device())
                 terms |= {name: share * objective(own, held, keep_BL) for name, objective in state_objectives.items()}
-            total = distill.label_weight * label_loss
+            total = torch.where(keep_BL[label_BL > 0], distill.label_weight, 1.0).to(label_N) @ label_N / len(label_N)
             weight |= {name: objective.weight for name, objective in (objectives | state_objectives).items()}
         if not terms and targets is None:
             return {"loss": label_loss}

@@ -165,7 +165,7 @@ class Pipeline:
             build_targets(opened, self.sequences, section, draft, states)
 
         recipe = self._sections("num_threads") | {"targets": section.model_dump(mode="json")}
-        recipe |= {"states": states} if states else {}
+        recipe |= {"states": states, "states_of": next(iter(members))} if states else {}
         inputs = {"data": self.data} | {key: artifact for key, (_, artifact) in members.items()}
         out = self.folder / name if shared else self._seeded(seed, name)
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
@@ -202,7 +202,8 @@ class Pipeline:
         sections = ["student", "num_threads", *(["distill"] if taught else [])]
         sections += ["regularisers"] if self.recipe.regularisers else []
         recipe = self._sections(*sections)
-        recipe.get("distill", {}).pop("ensemble_control", None)  # says which arms there are, and nothing of one
+        for other in ("ensemble_control", *(["follow_audit"] if arm == ENSEMBLE else [])):  # they say nothing of this arm
+            recipe.get("distill", {}).pop(other, None)
         return self._make(self._seeded(seed, arm), arm, recipe, inputs, build, seed)
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
 from distill.config import DistillSection, Regularisers, TargetsSection, TeacherSection, TextSection
+from distill.objectives.config import MiniLmOptions, states_needed
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section
 from quantize.config import QuantizeSection
@@ -58,6 +59,27 @@ class Recipe(Section):
                 "teacher.item_init = 'control-text' starts ID vectors, which a teacher of teacher.items = 'text' has not",
                 "teacher.items",
                 "teacher.item_init",
+            )
+        needed = states_needed(self.distill.objectives)
+        if teacher.items == "text" and "query" in needed:
+            raise Contradiction(
+                "the objective minilm needs teacher.items = 'soft': a text has many queries, not one an item",
+                "teacher.items",
+                "distill.objectives.minilm",
+            )
+        heads = MiniLmOptions.model_validate(self.distill.objectives.get("minilm", {})).relation_heads
+        if "query" in needed and student.hidden_size % heads:
+            raise Contradiction(
+                f"distill.objectives.minilm.relation_heads = {heads} does not divide "
+                f"student.hidden_size = {student.hidden_size}",
+                "distill.objectives.minilm",
+                "student.hidden_size",
+            )
+        if self.distill.follow_audit and [who for who, weight in self.targets.members.items() if weight] != ["teacher"]:
+            raise Contradiction(
+                "distill.follow_audit needs targets.members = { teacher = 1.0 }: the audit judges the LLM alone",
+                "distill.follow_audit",
+                "targets.members",
             )
         if self.benchmark.k > self.export.k:
             raise Contradiction(

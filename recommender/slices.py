@@ -22,21 +22,21 @@ def slices(sequences: Sequences, part: str = "test") -> dict[str, np.ndarray]:
 
 
 def position_slices(sequences: Sequences) -> dict[str, np.ndarray]:
-    """The same of training positions (numbered as in `recommender/windows.py`): name -> bool[P]."""
+    """The same of training positions (numbered as in `recommender/windows.py`), each's own label not counted: bool[P]."""
     trained = [sequences.train(u) for u in range(sequences.num_users)]
     label_P = np.concatenate([sequence[1:] for sequence in trained])
     length_P = np.concatenate([np.arange(1, max(len(sequence), 1)) for sequence in trained])
-    return _of(sequences, label_P, length_P)
+    return _of(sequences, label_P, length_P, own=1)
 
 
-def _of(sequences: Sequences, target_N: np.ndarray, length_N: np.ndarray) -> dict[str, np.ndarray]:
+def _of(sequences: Sequences, target_N: np.ndarray, length_N: np.ndarray, own: int = 0) -> dict[str, np.ndarray]:
     count_I = sequences.train_counts()
     by_count = np.argsort(-count_I[1:], kind="stable") + 1
     head = by_count[: max(round(_HEAD_SHARE * sequences.num_items), 1)]
     return {
         "head items": np.isin(target_N, head),
-        "tail items": count_I[target_N] <= _TAIL,
-        "cold items": count_I[target_N] == 0,
+        "tail items": count_I[target_N] - own <= _TAIL,
+        "cold items": count_I[target_N] - own == 0,
         "short histories": length_N <= _SHORT,
         "long histories": length_N >= _LONG,
     }

@@ -18,7 +18,7 @@ def top_k(score_BI: Tensor, history_BL: Tensor, k: int) -> tuple[np.ndarray, np.
 
 def sorted_top_k(score_BI: Tensor, history_BL: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The same by a stable sort: `torch.topk` promises no order of ties."""
-    score_BI = score_BI.float().scatter(1, history_BL, -torch.inf)
+    score_BI = score_BI.float().nan_to_num(nan=-torch.inf).scatter(1, history_BL, -torch.inf)
     score_BI[:, 0] = -torch.inf
     ordered = score_BI.sort(dim=1, descending=True, stable=True)
     score_BK, index_BK = ordered.values[:, :k], ordered.indices[:, :k]

@@ -20,7 +20,7 @@ from distill.regularisers.config import (
     TextAlignmentOptions,
 )
 from distill.regularisers.fgm import AdversarialItems
-from distill.regularisers.history_contrast import HistoryContrast
+from distill.regularisers.history_contrast import CROP, MASK, OPERATIONS, HistoryContrast
 from distill.regularisers.masked_item import MaskedItem
 from distill.regularisers.text_alignment import TextAlignment, alignment, uniformity
 from tests.contracts import RegulariserContract
@@ -125,18 +125,17 @@ class TestHistoryContrast(RegulariserContract):
             total -= math.log(similar[one] / (similar[one] + 2 * (sum(similar) - similar[one])))
         assert same(step).item() == pytest.approx(total / number, rel=1e-6)
 
-    @pytest.mark.parametrize("operation", ["crop", "mask", "reorder"])
-    def test_views(self, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("distill.regularisers.history_contrast.OPERATIONS", (operation,))
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    def test_views(self, operation: int) -> None:
         history_BL = torch.cat([torch.zeros(300, 2, dtype=torch.long), torch.arange(1, 11).expand(300, 10)], dim=1)
         torch.manual_seed(0)
-        view_BL, kept_BL = HistoryContrast(HistoryContrastOptions()).view(history_BL)
+        view_BL, kept_BL = HistoryContrast(HistoryContrastOptions()).view(history_BL, torch.full((300, 1), operation))
         assert view_BL.shape == history_BL.shape and len({tuple(row) for row in torch.where(kept_BL, view_BL, 0).tolist()}) > 4
         for items, kept in zip(view_BL.tolist(), kept_BL.tolist(), strict=True):
-            if operation == "crop":
+            if operation == CROP:
                 run = [item for item in items if item]
                 assert run == list(range(run[0], run[0] + 6)) and items[-6:] == run and sum(kept) == 6
-            elif operation == "mask":
+            elif operation == MASK:
                 assert items == history_BL[0].tolist() and sum(kept[2:]) == 7
             else:
                 moved = [place for place in range(2, 12) if items[place] != place - 1]

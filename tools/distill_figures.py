@@ -75,25 +75,30 @@ def main() -> None:
         run = {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "command": " ".join(["python tools/distill_figures.py", phase, *_options(arguments, phase)]),
-            "hardware": here if phase == "speed" or not arguments.trained_on else arguments.trained_on,
+            "hardware": here,
+            **({"trained_on": arguments.trained_on} if arguments.trained_on and phase != "speed" else {}),
             "seconds": round(time.monotonic() - started),
         }
-        found = _merged(ledger, found)
-        ledger = found | {"runs": ledger.get("runs", {}) | {phase: run}}
+        name = f"ablation {arguments.arm}" if phase == "ablation" else phase
+        for part in ("ablation", "arms"):  # other calls' rows stay; of a row what this call has not found
+            if part in found:
+                old = ledger.get(part, {})
+                found[part] = old | {
+                    row: (old.get(row, {}) if part == "arms" else {}) | own for row, own in found[part].items()
+                }
+        ledger |= found | {"runs": ledger.get("runs", {}) | {name: run}}
         ledger_file.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """What other phases found of the same things stays."""
-    both = {name: _merged(old[name], new[name]) for name in old.keys() & new if isinstance(new[name], dict)}
-    return old | new | both
 
 
 def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
     """Those of the command that matter to a reader: no path of this machine."""
     found = ["--recipe", str(arguments.recipe), "--data", arguments.data.name]
     found += [word for entry in arguments.set for word in ("--set", entry)]
-    return [*(f"{name}=…" for name in arguments.variants), "--arm", arguments.arm, *found] if phase == "ablation" else found
+    return (
+        [*(f"{name}=…" for name in arguments.variants), "--arm", arguments.arm, "--over", arguments.over, *found]
+        if phase == "ablation"
+        else found
+    )
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -148,8 +153,9 @@ def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
         made = sorted(Path(folder).glob(f"seed-*/{name}"))
         if not made:
             raise SystemExit(f"{folder} has no seed-S/{name}")
-        new = np.stack([ndcg(kept_ranks(load(path, name), "validation"), 10) for path in made]).mean(axis=0)
-        base = [load(pipeline.folder / path.parent.name / arguments.over) for path in made]
+        own, base = [load(path, name) for path in made], [load(pipeline.folder / p.parent.name / arguments.over) for p in made]
+        _same([artifact.metrics["targets_sha256"] for artifact in (*own, *base)])
+        new = np.stack([ndcg(kept_ranks(artifact, "validation"), 10) for artifact in own]).mean(axis=0)
         old = np.stack([ndcg(kept_ranks(artifact, "validation"), 10) for artifact in base]).mean(axis=0)
         rows[f"{name}: {variant}"] = {
             "validation_ndcg_at_10": float(new.mean()),
@@ -167,6 +173,8 @@ def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
 def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     """Completed histories per second: batches of 64, 2 threads, each in its fastest correct precision and runtime."""
     recipe, seed = pipeline.recipe, pipeline.recipe.seeds[0]
+    if recipe.teacher.items == "text":
+        raise SystemExit("speed draws a teacher of soft tokens; of one that reads texts `make bench` measures the trained one")
     section = recipe.benchmark.model_copy(update={"num_threads": 2, "timeout_s": 1800.0})
     torch.set_num_threads(section.num_threads)
     with tempfile.TemporaryDirectory() as folder:

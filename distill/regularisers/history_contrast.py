@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.regularisers.base import Regulariser, Step
 from distill.regularisers.config import HistoryContrastOptions
 
-OPERATIONS = ("crop", "mask", "reorder")
+CROP, MASK, REORDER = OPERATIONS = range(3)
 
 
 class HistoryContrast(Regulariser[HistoryContrastOptions]):
@@ -25,7 +25,8 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
     def __call__(self, step: Step) -> Tensor:
         if len(step.history_BL) < 2:
             return step.table_ID.sum() * 0
-        views = [self.view(step.history_BL) for _ in range(2)]
+        drawn = torch.randint(len(OPERATIONS), (2, len(step.history_BL), 1), device=step.history_BL.device)
+        views = [self.view(step.history_BL, operation_B1) for operation_B1 in drawn]
         states_VD = torch.cat([self._state(step, *view) for view in views])
         unit_VD = F.normalize(states_VD, dim=-1)
         similar_VV = unit_VD @ unit_VD.T / self.options.temperature
@@ -33,27 +34,20 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
         other_V = torch.arange(len(similar_VV), device=similar_VV.device).roll(len(step.history_BL))
         return F.cross_entropy(similar_VV, other_V)
 
-    def view(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def view(self, history_BL: Tensor, operation_B1: Tensor) -> tuple[Tensor, Tensor]:
         """Another version of each history, int64[B, L], and what of it keeps its vector, bool[B, L]."""
-        known_BL, (rows, length) = history_BL != 0, history_BL.shape
+        known_BL, length = history_BL != 0, history_BL.shape[1]
         place_BL = torch.arange(length, device=history_BL.device) - (~known_BL).sum(1, keepdim=True)  # below 0: padding
         chance_BL = torch.rand(history_BL.shape, device=history_BL.device)
-        operation_B1 = torch.randint(len(OPERATIONS), (rows, 1), device=history_BL.device)
-        chosen = {name: operation_B1 == number for number, name in enumerate(OPERATIONS)}
-        kept_BL, key_BL = known_BL, place_BL.float()  # items come in the order of their keys
-        if "crop" in chosen:
-            run_BL, _, _ = self._run(known_BL, place_BL, self.options.crop)
-            kept_BL = kept_BL & (run_BL | ~chosen["crop"])
-            key_BL = torch.where(chosen["crop"] & run_BL, key_BL + length, key_BL)
-        if "reorder" in chosen:
-            run_BL, start_B1, size_B1 = self._run(known_BL, place_BL, self.options.reorder)
-            key_BL = torch.where(chosen["reorder"] & run_BL, start_B1 + size_B1 * chance_BL, key_BL)
-        if "mask" in chosen:
-            order_BL = chance_BL.masked_fill(~known_BL, 2.0).argsort(dim=1).argsort(dim=1)
-            hidden_BL = order_BL < (self.options.mask * known_BL.sum(1, keepdim=True)).long()
-            seen_BL = kept_BL & ~(chosen["mask"] & hidden_BL)
-        else:
-            seen_BL = kept_BL
+        crop_B1, mask_B1, reorder_B1 = (operation_B1 == operation for operation in (CROP, MASK, REORDER))
+        cropped_BL, _, _ = self._run(known_BL, place_BL, self.options.crop)
+        kept_BL = known_BL & (cropped_BL | ~crop_B1)
+        key_BL = torch.where(crop_B1 & cropped_BL, place_BL + length, place_BL.float())  # items come in the order of their keys
+        moved_BL, start_B1, size_B1 = self._run(known_BL, place_BL, self.options.reorder)
+        key_BL = torch.where(reorder_B1 & moved_BL, start_B1 + size_B1 * chance_BL, key_BL)
+        rank_BL = chance_BL.masked_fill(~known_BL, 2.0).argsort(dim=1).argsort(dim=1)
+        hidden_BL = rank_BL < (self.options.mask * known_BL.sum(1, keepdim=True)).long()
+        seen_BL = kept_BL & ~(mask_B1 & hidden_BL)
         order_BL = key_BL.argsort(dim=1, stable=True)
         return (history_BL * kept_BL).gather(1, order_BL), seen_BL.gather(1, order_BL)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distill.audit import build_audit, worse_slices
 from distill.calibration import calibrate, ece, nll
@@ -80,6 +81,15 @@ def test_slices_of_positions_are_those_of_the_windows(sequences: Sequences) -> N
             assert found["tail items"][position - 1] == (count_I[label] <= 6)  # its own not counted
 
 
+def test_a_label_does_not_make_its_own_item_known() -> None:
+    """Item 1 is a label six times in all, item 2 once; each user's last two items are for evaluation."""
+    users = [[3, 1, 4, 5]] * 6 + [[3, 2, 4, 5]]
+    offsets = np.arange(0, 4 * len(users) + 1, 4)
+    sequences = Sequences([str(u) for u in range(7)], list("abcde"), offsets, np.concatenate(users))
+    found = position_slices(sequences)
+    assert found["tail items"].tolist() == [True] * 7 and found["cold items"].tolist() == [False] * 6 + [True]
+
+
 @pytest.fixture(scope="module")
 def teacher(tiny_llm: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     torch.manual_seed(0)
@@ -134,6 +144,30 @@ def test_the_audit_finds_what_is_planted(teacher: Artifact, sequences: Sequences
     (audit.path / "audit.json").write_text(json.dumps(told))
     forge(audit.path)
     assert worse_slices(audit) == []
+
+
+def test_a_projector_is_trained_and_dropped(teacher: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    members = [(1.0, TeacherMember(load_teacher(teacher)))]
+    made = make(
+        tmp_path / "t",
+        "targets",
+        recipe={},
+        inputs={},
+        build=lambda draft: build_targets(members, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
+    )
+    narrow = STUDENT.model_copy(update={"hidden_size": 8})
+    options = {"targets": load_targets(made, sequences.num_items), "distill": DistillSection(objectives={"hidden": {}})}
+    learned = []
+
+    def build(draft: Draft) -> None:
+        build_student("student", sequences, narrow, 0, draft, text_IZ=TEXT, **options)
+        learned.append(load_file(draft.checkpoint / "last.safetensors"))
+
+    recipe = {"student": narrow.model_dump(mode="json")}
+    student = make(tmp_path / "s", "student", recipe=recipe, inputs={}, build=build)
+    assert learned[0]["weight.objectives.hidden.projector.weight"].shape == (16, 8)
+    assert learned[0]["exp_avg.objectives.hidden.projector.weight"].abs().max() > 0
+    assert not any("projector" in name for name in load_file(student.file("model.safetensors")))
 
 
 def test_untaught_positions_learn_from_their_labels_alone(

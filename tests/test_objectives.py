@@ -188,6 +188,18 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
         teacher = self.logits(1)
         assert self.make()(teacher, self.targets(teacher, NUM_ITEMS)).item() == pytest.approx(0, abs=1e-7)
 
+    def test_the_second_part_is_what_only_the_teacher_has_and_what_is_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        student = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]], dtype=torch.float64)
+        targets = TeacherTargets(torch.tensor([[0, 3, 7]]), torch.tensor([[0.5, 0.3, 0.1]], dtype=torch.float64), 1.0)
+        monkeypatch.setattr("distill.objectives.rce_kd.draw", lambda weights, number: torch.tensor([[4]]))
+        objective = RejuvenatedCrossEntropy(RceKdOptions(num_top=3, num_candidates=5, num_drawn=1))
+        p = [0.5, 0.02, 0.02, 0.3, 0.02, 0.02, 0.02, 0.1]
+        gamma, expected = math.exp(-1 / 3), 0.0
+        for share, part in ((1 - gamma, [0, 1, 2]), (gamma, [3, 7, 4])):  # Qs; of Qt what Qs has not, and the item drawn
+            mass, log_z = sum(p[i] for i in part), student[0, part].logsumexp(0).item()
+            expected += share * sum(p[i] / mass * (math.log(p[i] / mass) - student[0, i].item() + log_z) for i in part)
+        assert objective(student, targets).item() == pytest.approx(expected, rel=1e-6)
+
     def test_drawn_are_those_above_many_of_the_teachers(self) -> None:
         torch.manual_seed(0)
         objective = RejuvenatedCrossEntropy(RceKdOptions(num_candidates=80, num_drawn=10))

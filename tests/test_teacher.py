@@ -73,7 +73,9 @@ def test_causal_and_blind_to_padding(llm: Artifact) -> None:
 def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
     """Causal, blind to padding, the same saved as trained; what it knows of an item is its text alone."""
     section = SECTION.model_copy(update={"items": "text", "item_tokens": 5})
-    tokens_IT = item_tokens(llm, [f"thing {item} ( group {item % 7} )"[: 10 + item % 9] for item in range(60)], 5)
+    tokens_IT = item_tokens(
+        llm, [" ".join(f"thing {item} ( group {item % 7} )".split()[: 1 + item % 4]) for item in range(60)], 5
+    )
     assert tokens_IT.shape == (61, 5) and (tokens_IT[0] == -1).all() and (tokens_IT[1:, 0] >= 0).all()
     assert len({int((row >= 0).sum()) for row in tokens_IT[1:]}) > 1
     assert len({int(row[row >= 0][-1]) for row in tokens_IT[1:]}) == 1  # all end with the separator
@@ -90,8 +92,10 @@ def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
     assert torch.allclose(after[1, :-1], both[1, :-1], atol=1e-5)
     assert not torch.allclose(after[:, -1], both[:, -1], atol=1e-3)
     assert teacher(torch.zeros(2, 3, dtype=torch.long), table).isfinite().all()
-    body = teacher.body(input_ids=torch.from_numpy(tokens_IT[4:5][tokens_IT[4:5] >= 0])[None]).last_hidden_state[:, -1]
-    assert torch.allclose(teacher.norm(teacher.from_hidden(body))[0], both[1, 0], atol=1e-5)
+    for number in range(5):  # as if the texts were one, whatever their lengths
+        tokens = tokens_IT[4 : 5 + number]
+        body = teacher.body(input_ids=torch.from_numpy(tokens[tokens >= 0])[None]).last_hidden_state[:, -1]
+        assert torch.allclose(teacher.norm(teacher.from_hidden(body))[0], both[1, number], atol=1e-5)
     saved = make(
         tmp_path / "t",
         "teacher",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,13 @@ def build_audit(teacher: Artifact, others: Mapping[str, Artifact], sequences: Se
             {
                 "slices": {k: int(v.sum()) for k, v in members.items()},
                 "teacher_over": comparisons,
-                "calibration": calibration.to_dict(),
+                "calibration": asdict(calibration),
                 f"overlap_at_{EVALUATION_K}": shared,
             },
             indent=1,
         )
     )
-    draft.metrics |= {"beats": beaten, "teacher_validation_ndcg_at_10": float(teacher_U.mean()), **calibration.to_dict()}
+    draft.metrics |= {"beats": beaten, "teacher_validation_ndcg_at_10": float(teacher_U.mean()), **asdict(calibration)}
     for name, by_slice in comparisons.items():
         if overall := by_slice["all"]:
             low, high = overall["ci95"]

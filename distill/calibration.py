@@ -5,8 +5,7 @@ Shapes: N requests, I items; `target_N` are columns. A temperature T turns proba
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,9 +26,6 @@ class Calibration:
     temperature: float
     ece_at_temperature: float
     nll_at_temperature: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def calibrate(log_probability_NI: Tensor, target_N: Tensor) -> Calibration:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation import console
 from foundation.failure import explain, is_library_error, require_address_space
-from foundation.recipe import load_recipe, slug
+from foundation.recipe import load_recipe
 from recdistill.supervisor import supervised
 
 if TYPE_CHECKING:
@@ -158,19 +158,12 @@ def _terminate(number: int, frame: Any) -> None:
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     """The pipeline of the recipe with the command's overrides."""
-    from recdistill.recipe import Recipe
+    from recdistill.recipe import Recipe, of_folder
 
-    implied: dict[str, str] = {}
-    if arguments.data:
-        folder = arguments.data.expanduser().resolve()
-        implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
-    if arguments.teacher:
-        implied["teacher.llm"] = arguments.teacher
-    # A JSON string is a TOML string; what --set says comes last and wins.
-    overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
+    overrides = of_folder(arguments.data) if arguments.data else []
+    overrides += [f"teacher.llm={json.dumps(arguments.teacher)}"] if arguments.teacher else []
     overrides += _QUICK if getattr(arguments, "quick", False) else []
-    overrides += ["data.options={}"] * bool(arguments.data) + arguments.set
-    recipe = load_recipe(Recipe, arguments.recipe, overrides)
+    recipe = load_recipe(Recipe, arguments.recipe, [*overrides, *arguments.set])  # what --set says comes last and wins
     from recdistill.pipeline import Pipeline
 
     if recipe.about:

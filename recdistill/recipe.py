@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -11,9 +13,17 @@ from benchmark.gate.config import GateSection
 from distill.config import DistillSection, Regularisers, TargetsSection, TeacherSection, TextSection
 from distill.objectives.config import MiniLmOptions, states_needed
 from export.config import ExportSection
-from foundation.recipe import Contradiction, Section
+from foundation.recipe import Contradiction, Section, slug
 from quantize.config import QuantizeSection
 from recommender.config import DataSection, StudentSection
+
+
+def of_folder(folder: Path) -> list[str]:
+    """Overrides that put a dataset folder in the place of a recipe's own source."""
+    folder = folder.expanduser().resolve()
+    implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
+    # A JSON string is a TOML string.
+    return [*(f"{key}={json.dumps(value)}" for key, value in implied.items()), "data.options={}"]
 
 
 class Recipe(Section):

@@ -146,17 +146,23 @@ def test_the_audit_finds_what_is_planted(teacher: Artifact, sequences: Sequences
     assert worse_slices(audit) == []
 
 
-def test_a_projector_is_trained_and_dropped(teacher: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def targets(teacher: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Targets:
+    """The teacher's distributions and states."""
     members = [(1.0, TeacherMember(load_teacher(teacher)))]
     made = make(
-        tmp_path / "t",
+        tmp_path_factory.mktemp("targets") / "t",
         "targets",
         recipe={},
         inputs={},
         build=lambda draft: build_targets(members, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
     )
+    return load_targets(made, sequences.num_items)
+
+
+def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:
     narrow = STUDENT.model_copy(update={"hidden_size": 8})
-    options = {"targets": load_targets(made, sequences.num_items), "distill": DistillSection(objectives={"hidden": {}})}
+    options = {"targets": targets, "distill": DistillSection(objectives={"hidden": {}})}
     learned = []
 
     def build(draft: Draft) -> None:
@@ -171,17 +177,9 @@ def test_a_projector_is_trained_and_dropped(teacher: Artifact, sequences: Sequen
 
 
 def test_untaught_positions_learn_from_their_labels_alone(
-    teacher: Artifact, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    targets: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members = [(1.0, TeacherMember(load_teacher(teacher)))]
-    made = make(
-        tmp_path / "t",
-        "targets",
-        recipe={},
-        inputs={},
-        build=lambda draft: build_targets(members, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
-    )
-    targets, asked, at = load_targets(made, sequences.num_items), [], Targets.at
+    asked, at = [], Targets.at
     monkeypatch.setattr(Targets, "at", lambda self, position_N, to: asked.append(position_N) or at(self, position_N, to))
     recipe = {"student": STUDENT.model_dump(mode="json")}
     untaught = ["short histories", "cold items"]

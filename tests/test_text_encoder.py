@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from distill.config import TextSection
-from distill.device import fast_bf16
 from distill.text import build_text, encode_new
 from export.config import TextEncoderSection
 from export.parity import ParityError
@@ -52,7 +52,10 @@ def encoder(
     return export(text, tiny_llm, items, tmp_path_factory.mktemp("encoder") / "e", precision=request.param)
 
 
-def test_items_get_the_vectors_of_pytorch(encoder: Artifact, text: Artifact, tiny_llm: Artifact) -> None:
+def test_items_get_the_vectors_of_pytorch(
+    encoder: Artifact, text: Artifact, tiny_llm: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.text.compute_dtype", lambda _: torch.float32)  # where "auto" would round to bf16
     new = pl.DataFrame(
         [
             {"item_id": "a", "title": "a thing with a title that is far longer than nine tokens are", "year": 1995},
@@ -63,7 +66,7 @@ def test_items_get_the_vectors_of_pytorch(encoder: Artifact, text: Artifact, tin
     expected_NZ = encode_new(text, tiny_llm, new)
     found_NZ = TextEncoder(encoder.path, 1).encode_items(new.iter_rows(named=True))
     assert found_NZ.shape == (3, DIMS) and found_NZ.dtype == np.float32
-    exact = encoder.metrics["precision"] == "fp32" and not fast_bf16()  # then PyTorch's vectors are rounded
+    exact = encoder.metrics["precision"] == "fp32"
     np.testing.assert_allclose(found_NZ, expected_NZ, atol=1e-5 if exact else 0.1 * np.abs(expected_NZ).max())
     assert similarity(expected_NZ, found_NZ)["cosine_min"] > (0.99999 if exact else 0.99)
 

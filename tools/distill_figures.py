@@ -38,9 +38,9 @@ from distill.llm import llm_folder, read_config
 from distill.teacher import new_teacher, save_teacher
 from export.onnx_graph import build_onnx
 from foundation.artifact import Artifact, load, make
-from foundation.recipe import load_recipe, slug
+from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
-from recdistill.recipe import Recipe
+from recdistill.recipe import Recipe, of_folder
 from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
 from recommender.student import load_student
 
@@ -102,10 +102,7 @@ def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
-    folder = arguments.data.resolve()
-    implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
-    return Pipeline(load_recipe(Recipe, arguments.recipe, [*overrides, *arguments.set]), arguments.runs)
+    return Pipeline(load_recipe(Recipe, arguments.recipe, [*of_folder(arguments.data), *arguments.set]), arguments.runs)
 
 
 # --- accuracy

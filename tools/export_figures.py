@@ -48,7 +48,7 @@ from quantize.config import QuantizeSection
 from quantize.graph import build_quantized_graph
 from quantize.methods import ENGINE_METHODS, SERVED_METHODS
 from recdistill.pipeline import Pipeline
-from recdistill.recipe import Recipe
+from recdistill.recipe import Recipe, of_folder
 from recommender.config import StudentSection
 from recommender.runtimes.base import GRAPH
 from recommender.student import StudentRecommender, load_student, save_student
@@ -107,11 +107,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
-    overrides = []
-    if arguments.data:
-        folder = arguments.data.resolve()
-        implied = {"name": slug(folder.name), "data.importer": "folder", "data.source": str(folder)}
-        overrides = [f"{key}={json.dumps(value)}" for key, value in implied.items()]
+    overrides = of_folder(arguments.data) if arguments.data else []
     return Pipeline(load_recipe(Recipe, arguments.recipe, [*overrides, *arguments.set]), arguments.runs)
 
 

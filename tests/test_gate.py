@@ -408,7 +408,8 @@ def test_the_ledger_resumes_and_begins_anew_for_another_gate(
         made.append(kind)
         slow = bool(kind.slowdown)
         return {**prove.asdict(kind), "verdict": "FAIL" if slow else "PASS", "seconds": 20.0, "groups": 5, "faster": False,
-                "ratios": {LATENCY: 1.1 if slow else 1.0, THROUGHPUT: 1.0}, "reason": "", "naive_ratio": 1.2}  # fmt: skip
+                "ratios": {LATENCY: 1.1 if slow else 1.0, THROUGHPUT: 1.0}, "reason": "",
+                "hardware": "a PC", "naive_ratio": 1.2}  # fmt: skip
 
     monkeypatch.setattr(prove, "_run", run)
     monkeypatch.setattr(prove, "exported", lambda *args: served[0].graph)
@@ -419,6 +420,7 @@ def test_the_ledger_resumes_and_begins_anew_for_another_gate(
     found = prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
     assert len(made) == found["runs_done"] == 6
     assert (found["aa_tight"]["runs"], found["aa_tight"]["false_alarms"]) == (1, 0)
+    assert found["hardware"] == {"a PC": 6}
     assert (found["aa_runs"], found["aa_false_alarms"], found["naive_false_alarm_rate"]) == (3, 0, 1.0)
     assert [(entry["runs"], entry["caught"]) for entry in found["planted"]] == [(2, 2)]
     prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)

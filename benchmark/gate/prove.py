@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -79,6 +80,7 @@ class _Run(BaseModel):
     ratios: _Ratios
     faster: bool
     reason: str
+    hardware: str
     naive_ratio: float = 0.0  # of A/A runs alone
 
 
@@ -144,6 +146,7 @@ def _run(kind: Kind, side: Side, histories: Path, section: GateSection) -> dict[
             "ratios": {entry.metric: round(entry.estimate.ratio, 4) for entry in outcome.judged},
             "faster": any(entry.faster for entry in outcome.judged),
             "reason": outcome.reason,
+            "hardware": _hardware(),
         }
         if not kind.slowdown:
             times = [typical_time(side, histories, section, _NAIVE_CALLS) for _ in range(2)]
@@ -212,14 +215,18 @@ def _begin(ledger_file: Path, key: str) -> dict[str, Any]:
 
 
 def _write(ledger: dict[str, Any], ledger_file: Path) -> None:
-    hardware = environment(1)
     ledger |= summary(ledger["runs"]) | {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": "recdistill bench prove-gate",
-        "hardware": f"{hardware['num_cpus']} cores, {hardware['cpu']}",
+        "hardware": Counter(run["hardware"] for run in ledger["runs"]),
     }
     ledger_file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(ledger_file, (json.dumps(ledger, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _hardware() -> str:
+    machine = environment(1)
+    return f"{machine['num_cpus']} cores, {machine['cpu']}, {', '.join(machine['cpu_flags'])}"
 
 
 _HOG = """

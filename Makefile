@@ -38,8 +38,8 @@ data: setup ## import and validate the data
 teacher: setup ## fine-tune the LLM, train the controls, audit the teacher
 	$(RECDISTILL) teacher $(OPTIONS)
 
-distill: setup ## the main job: data, teacher, audit, controls, distilled student, result table
-	$(RECDISTILL) distill $(OPTIONS)
+distill: setup ## the main job: data, teacher, audit, controls, distilled student, result table (JOBS=N arms side by side, on a GPU)
+	$(RECDISTILL) distill $(OPTIONS) $(if $(JOBS),--jobs $(JOBS))
 
 quantize: setup ## int8 and 4-bit variants of student and teacher, each judged on ranking
 	$(RECDISTILL) quantize $(OPTIONS)

@@ -19,10 +19,13 @@ from recommender.split import Sequences
 
 COMPARISONS = (
     ("control-text", "control-id"),
+    ("control-tuned", "control-text"),
+    ("item-encoder", "control-text"),
     ("teacher", "control-id"),
     ("teacher", "control-text"),
     ("student", "control-id"),
     ("student", "control-text"),
+    ("student", "control-tuned"),
     ("control-ensemble-kd", "control-text"),
     ("student", "control-ensemble-kd"),
     ("student", "teacher"),
@@ -36,6 +39,7 @@ COMPARISONS = (
 STAGE_BEFORE = {
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
+    "control-tuned": "control-text",
     "teacher": "control-text",
     "student": "teacher",
     **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),

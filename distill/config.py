@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -13,17 +13,28 @@ from distill.regularisers.config import OPTIONS as REGULARISERS
 from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
+MemberName = Literal["teacher", "control-text", "control-id", "control-tuned", "item-encoder"]
+
 
 class TextSection(Section):
-    """Item text vectors by the LLM: mean over the prompt's tokens of one layer's hidden states, then PCA for the student."""
+    """Item text vectors by the LLM: mean over the prompt's tokens of hidden states, then PCA for the student."""
 
     prompt: str = Field(
         default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
     )
-    layer: int = Field(default=-1, ge=-1, description="hidden states after this many layers; -1 = all layers")
+    layers: list[Annotated[int, Field(ge=-1)]] = Field(
+        default=[-1], min_length=1, description="hidden states after so many layers, side by side; -1 = after all"
+    )
     max_tokens: int = Field(default=64, ge=1, le=8192)
     batch_size: int = Field(default=32, ge=1)
     student_dims: int = Field(default=128, ge=1, description="principal components given to the student")
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, layers: list[int]) -> list[int]:
+        if 0 in layers or len(set(layers)) < len(layers):
+            raise ValueError("it names layers from 1 on, or -1 for all, each once")
+        return layers
 
     @field_validator("prompt")
     @classmethod
@@ -45,8 +56,8 @@ class TeacherSection(Section):
         default="soft", description="an item enters as one learned token, or as the tokens of its text, with no ID at all"
     )
     item_tokens: int = Field(default=16, ge=2, le=1024, description="of an item's text at most, where items = 'text'")
-    item_init: Literal["random", "control-text"] = Field(
-        default="random", description="start the ID vectors at random, or at the item table of the trained arm control-text"
+    item_init: Literal["random", "control-text", "control-tuned"] = Field(
+        default="random", description="start the ID vectors at random, or at the item table of a trained arm"
     )
     item_size: int = Field(
         default=128, ge=4, le=8192, description="size of the item vectors, between the catalogue and the LLM"
@@ -57,12 +68,24 @@ class TeacherSection(Section):
     optim: OptimSection = OptimSection(learning_rate=1e-3, batch_size=32, epochs=8, patience=2)
 
 
+class ItemEncoderSection(Section):
+    """The LLM tuned end to end to encode items (`distill/item_encoder.py`): whose vectors student and teacher then read."""
+
+    frozen_layers: int = Field(default=0, ge=0, description="the LLM's first layers that stay as they are (cheaper)")
+    body_learning_rate: float = Field(default=1e-4, gt=0, le=1, description="of the LLM's own weights")
+    ids: bool = Field(default=False, description="learn an ID vector of every item beside its text; false: by text alone")
+    init: Literal["random", "control-text"] = Field(
+        default="control-text", description="what reads the items starts at random, or as the trained arm control-text"
+    )
+    optim: OptimSection = OptimSection(learning_rate=1e-3, weight_decay=0.01, batch_size=256, epochs=4, patience=2)
+
+
 class TargetsSection(Section):
     """The teacher's distributions at every training position: top-K probabilities and the mass of the rest."""
 
     top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
-    members: dict[Literal["teacher", "control-text", "control-id"], Annotated[float, Field(ge=0)]] = Field(
+    members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0}, description="whose log-probabilities are averaged, and with which weights; 0 = left out"
     )
     seeds: Literal["own", "all"] = Field(
@@ -73,7 +96,7 @@ class TargetsSection(Section):
     @classmethod
     def _somebody_teaches(cls, members: dict[str, float]) -> dict[str, float]:
         if not any(members.values()):
-            raise ValueError("nobody teaches; give one of teacher, control-text, control-id a weight above 0")
+            raise ValueError(f"nobody teaches; give one of {', '.join(get_args(MemberName))} a weight above 0")
         return members
 
 

@@ -22,7 +22,7 @@ from foundation import console, fetch
 from foundation.artifact import Artifact, ArtifactError, Draft, opens, sha256_file
 from foundation.content import ContentError, check_content, read_json
 
-_SOURCE = "source.json"
+SOURCE, WEIGHTS_FOLDER = "source.json", "weights"
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -45,7 +45,7 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def build_llm(name: str, draft: Draft) -> None:
     """Write the artefact of the LLM `name`: an asset's name, a local folder, or a hub name."""
     if name in fetch.ASSETS:
-        source = _dequantize(fetch.fetch(name), draft.path / "weights")
+        source = _dequantize(fetch.fetch(name), draft.path / WEIGHTS_FOLDER)
     else:
         folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _snapshot(name)
         files = _file_digests(folder)
@@ -54,8 +54,8 @@ def build_llm(name: str, draft: Draft) -> None:
                 f"{folder} is no model folder: it needs config.json and .safetensors weights (pickled weights are not read)"
             )
         source = {"folder": str(folder.resolve()), "files": files, "precision": "as stored"}
-    (draft.path / _SOURCE).write_text(json.dumps({"name": name, **source}, indent=1))
-    config = read_config(Path(source["folder"]) if "folder" in source else draft.path / "weights")
+    (draft.path / SOURCE).write_text(json.dumps({"name": name, **source}, indent=1))
+    config = read_config(Path(source["folder"]) if "folder" in source else draft.path / WEIGHTS_FOLDER)
     draft.metrics |= {
         "architecture": config.model_type,
         "num_layers": config.num_hidden_layers,
@@ -66,9 +66,9 @@ def build_llm(name: str, draft: Draft) -> None:
 @opens
 def llm_folder(llm: Artifact) -> Path:
     """The folder transformers can load from, verified (once per process)."""
-    source = json.loads(llm.file(_SOURCE).read_text())
+    source = json.loads(llm.file(SOURCE).read_text())
     if "folder" not in source:
-        return llm.folder("weights")
+        return llm.folder(WEIGHTS_FOLDER)
     folder, files = Path(source["folder"]), source["files"]
     if llm.digest not in _verified:
         if "config.json" not in files or (folder / "adapter_config.json").exists():

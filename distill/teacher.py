@@ -78,7 +78,7 @@ class Teacher(nn.Module):
         if table_IE.shape != self.id_IE.shape:
             raise ValueError(
                 f"teacher.item_size = {self.id_IE.shape[1]} must equal student.hidden_size = {table_IE.shape[1]} "
-                "where teacher.item_init = 'control-text'"
+                f"where teacher.item_init = {self.section.item_init!r}"
             )
         self.to_token.weight *= _INIT_STD * math.sqrt(2) / table_IE[1:].pow(2).mean().sqrt()
         self.id_IE.copy_(table_IE)

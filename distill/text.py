@@ -1,6 +1,6 @@
 """Item text vectors: the LLM's hidden states, averaged over an item's prompt, and their principal components.
 
-Shapes: I items (row 0 is padding and zero), D the LLM's width, Z = `student_dims`.
+Shapes: I items (row 0 is padding and zero), D the LLM's width times the layers that are read, Z = `student_dims`.
 
 The teacher gets the standardised vectors, the student the first Z principal components, scaled to unit mean variance. Mean and
 components are kept, so that a new item's vectors are computed the same way (`project`).
@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from distill.config import TextSection
 from distill.device import compute_dtype, device
-from distill.llm import load_body, load_tokenizer
+from distill.llm import load_tokenizer
+from distill.pooling import load_pooled_body, pooled
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.prompt import prompt_of
@@ -47,7 +48,7 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
 
 
 def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarray:
-    """Mean-pooled hidden states after `section.layer` layers, float32[len(prompts), D]."""
+    """Mean-pooled hidden states after `section.layers`, float32[len(prompts), D]."""
     return np.concatenate(list(_encode_chunks(llm, prompts, section, 0)))
 
 
@@ -75,6 +76,13 @@ def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     return tensors["vectors"], project(tensors["vectors"], tensors["components"], float(tensors["scale"][0]))
 
 
+@opens
+def text_basis(artifact: Artifact) -> np.ndarray:
+    """What takes standardised vectors to what the student reads, float32[D, Z]."""
+    tensors = load_file(artifact.file(VECTORS))
+    return tensors["components"] * float(tensors["scale"][0])
+
+
 def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, checkpoint: Path) -> np.ndarray:
     chunks, start = [], 0
     while (path := checkpoint / f"chunk-{start:09d}.safetensors").exists():  # named by its first row: a gap ends the run
@@ -93,23 +101,16 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
 @torch.no_grad()
 def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int) -> Iterator[np.ndarray]:
     """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
-    depth = llm.metrics["num_layers"]
-    if section.layer > depth:
-        raise ValueError(f"text.layer = {section.layer}, but the LLM has {depth} layers; -1 takes all of them")
-    tokenizer, dtype = load_tokenizer(llm), compute_dtype("auto")
-    body = load_body(llm, max(section.layer, 0), dtype=dtype).eval()
-    body.to(device=device())  # type: ignore[call-arg]
+    tokenizer, body = load_tokenizer(llm), load_pooled_body(llm, section.layers, dtype=compute_dtype("auto")).to(device())
     chunk_size = section.batch_size * _CHUNK_BATCHES
     for first in console.progress(range(start, len(prompts), chunk_size), "item text vectors"):
         chunk = prompts[first : first + chunk_size]
-        vectors = np.empty((len(chunk), body.config.hidden_size), np.float32)
+        vectors = np.empty((len(chunk), len(section.layers) * body.config.hidden_size), np.float32)
         order = np.argsort([len(prompt) for prompt in chunk], kind="stable")
         for rows in np.split(order, range(section.batch_size, len(chunk), section.batch_size)):
             options = {"padding": True, "truncation": True, "max_length": section.max_tokens, "return_tensors": "pt"}
             tokens = tokenizer([chunk[r] for r in rows], **options).to(device())
-            mask_BL = tokens["attention_mask"]
-            hidden_BLD = body(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state.float()
-            vectors[rows] = ((hidden_BLD * mask_BL[..., None]).sum(1) / mask_BL.sum(1, keepdim=True)).cpu().numpy()
+            vectors[rows] = pooled(body, section.layers, tokens["input_ids"], tokens["attention_mask"]).cpu().numpy()
         yield vectors
 
 

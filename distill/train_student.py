@@ -2,6 +2,8 @@
 
 control-id           no text, no teacher          b_i
 control-text         item text, no teacher        b_i + eta W z_i
+control-tuned        text by the tuned encoder,  b_i + eta W z_i
+                     no teacher
 control-ensemble-kd  item text, taught by the     b_i + eta W z_i, plus the recipe's distillation objectives
                      averaged control-text seeds
 student              item text and the teacher    b_i + eta W z_i, plus the recipe's distillation objectives

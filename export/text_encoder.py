@@ -9,6 +9,7 @@ token vectors 16-bit, activations float: in a few dimensions an LLM's states are
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.config import TextSection
-from distill.llm import load_body, load_tokenizer
+from distill.llm import load_tokenizer
+from distill.pooling import load_pooled_body, pooled
 from distill.text import VECTORS, encode_new
 from export.config import TextEncoderSection
 from export.parity import ParityError
@@ -37,26 +39,27 @@ _OPSET, _COMPARED_ITEMS = 21, 200
 class PooledLLM(nn.Module):
     """tokens and mask int64[B, L] to text vectors float32[B, Z]."""
 
-    def __init__(self, body: nn.Module, fitted: dict[str, Tensor]) -> None:
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, body: nn.Module, layers: Sequence[int], fitted: dict[str, Tensor]) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.layers = body, layers
         self.register_buffer("mean", fitted["mean"])
         self.register_buffer("projection", fitted["components"] * fitted["scale"] / fitted["std"][:, None])
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        states_BLD = self.body(input_ids=tokens_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
-        weight_BL1 = mask_BL[..., None].float()
-        return ((states_BLD * weight_BL1).sum(1) / weight_BL1.sum(1) - self.mean) @ self.projection
+        return (pooled(self.body, self.layers, tokens_BL, mask_BL) - self.mean) @ self.projection
 
 
 def build_text_encoder(text: Artifact, llm: Artifact, items: pl.DataFrame, section: TextEncoderSection, draft: Draft) -> None:
     """Export, quantize and compare with PyTorch on items of the catalogue."""
     encoded = TextSection.model_validate(text.recipe["text"])
-    body = load_body(llm, max(encoded.layer, 0), attn_implementation="eager").eval()
+    body = load_pooled_body(llm, encoded.layers, attn_implementation="eager")
     size = sum(parameter.numel() * 4 for parameter in body.parameters())
     if size > _MAX_BYTES:
         raise ValueError(
-            f"the text encoder has {size / 1e9:.1f} GB of weights, an ONNX file holds 2: take fewer layers (text.layer) or a "
+            f"the text encoder has {size / 1e9:.1f} GB of weights, an ONNX file holds 2: take fewer layers (text.layers) or a "
             "smaller teacher.llm"
         )
     tokenizer = load_tokenizer(llm)
@@ -65,7 +68,7 @@ def build_text_encoder(text: Artifact, llm: Artifact, items: pl.DataFrame, secti
     (draft.path / TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str())
     settings = {"prompt": encoded.prompt, "max_tokens": encoded.max_tokens, "pad_id": tokenizer.pad_token_id}
     (draft.path / SETTINGS).write_text(json.dumps(settings, indent=1))
-    model = _export(PooledLLM(body, load_file(text.file(VECTORS))), {"recdistill.text": text.digest})
+    model = _export(PooledLLM(body, encoded.layers, load_file(text.file(VECTORS))), {"recdistill.text": text.digest})
     if section.precision == "int8":
         model = _quantized(model, section.block_size)
     onnx.save(model, draft.path / ENCODER)

@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     ]
     for sub in trained:
         sub.add_argument("--tensorboard", type=Path, metavar="DIR", help="losses, learning rates and scores as they come")
+    trained[1].add_argument("--jobs", type=_positive, default=1, metavar="N", help="arms trained side by side, for a GPU")
     stage("quantize", _quantize, "int8 and 4-bit variants of student and teacher, each judged on ranking")
     export = stages.add_parser("export", help="the serving graph", description="The serving graph.")
     targets = export.add_subparsers(dest="target", required=True, metavar="TARGET")
@@ -102,6 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     prove.add_argument("--max-minutes", type=float, default=0, help="stop after this long, to go on another time; 0 = finish")
     stage("inspect", _inspect, "what an artefact is, what made it, and whether it is whole").add_argument("artifact", type=Path)
     return parser
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word!r} is no number from 1 on")
+    return int(word)
 
 
 def _add_common(parser: argparse.ArgumentParser, again: bool) -> None:
@@ -173,14 +180,10 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 
 def _torch_pipeline(arguments: argparse.Namespace) -> Pipeline:
     """The pipeline, with torch set up for reproducible training."""
-    pipeline = _pipeline(arguments)
-    import torch
-    import transformers
+    from recdistill.pipeline import prepare_torch
 
-    if pipeline.recipe.num_threads:
-        torch.set_num_threads(pipeline.recipe.num_threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    pipeline = _pipeline(arguments)
+    prepare_torch(pipeline.recipe)
     return pipeline
 
 
@@ -200,18 +203,26 @@ def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmark.table import accuracy_table
+    from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER
 
     pipeline = _torch_pipeline(arguments)
     seeds = pipeline.recipe.seeds
+    if arguments.jobs > 1:
+        from recdistill.parallel import distill_tasks, make_side_by_side
+
+        make_side_by_side(pipeline, distill_tasks(pipeline.recipe), arguments.jobs)
     for seed in seeds:
-        pipeline.arm("control-id", seed)
-        pipeline.arm("control-text", seed)
+        for name in pipeline.controls:
+            if name != ENSEMBLE:  # which needs every seed's control-text
+                pipeline.arm(name, seed)
         pipeline.teacher(seed)
         pipeline.audit(seed)
     for seed in seeds:
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
     rows |= {name: [pipeline.arm(name, seed) for seed in seeds] for name in pipeline.controls}
+    if pipeline.recipe.item_encoder:
+        rows[ITEM_ENCODER] = [pipeline.item_encoder(seed) for seed in seeds]
     rows["teacher"] = [pipeline.teacher(seed) for seed in seeds]
     rows["student"] = [pipeline.arm("student", seed) for seed in seeds]
     text, figures = accuracy_table(rows, pipeline.sequences)

@@ -3,6 +3,7 @@
     RUNS/llm/NAME                                 the LLM
     RUNS/DATASET/data, popularity, item-knn, text, text-encoder, targets (of all seeds), targets-control-ensemble-kd
     RUNS/DATASET/seed-S/control-id, control-text, control-ensemble-kd, teacher, audit, targets, student
+    RUNS/DATASET/seed-S/item-encoder, text-tuned, control-tuned          where the recipe tunes an item encoder
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
                                                   student-openvino, student-triton
     RUNS/DATASET/report, report-quick
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
     from recommender.ranking import Recommender
     from recommender.split import Sequences
 
-ENSEMBLE = "control-ensemble-kd"
+ENSEMBLE, TUNED, ITEM_ENCODER = "control-ensemble-kd", "control-tuned", "item-encoder"
+
+
+def prepare_torch(recipe: Recipe) -> None:
+    """Threads as the recipe says, and libraries that keep quiet."""
+    import torch
+    import transformers
+
+    if recipe.num_threads:
+        torch.set_num_threads(recipe.num_threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 class Pipeline:
@@ -88,18 +100,62 @@ class Pipeline:
             self.folder / "text", "item-text", self._sections("text"), {"data": self.data, "llm": self.llm}, build
         )
 
+    def item_encoder(self, seed: int) -> Artifact:
+        """The LLM tuned to encode items: an LLM again, and the recommender it was trained in."""
+        from distill.item_encoder import build_item_encoder
+        from recommender.data import load_dataset
+        from recommender.prompt import prompt_of
+
+        section, text = self.recipe.item_encoder, self.recipe.text
+        if section is None:
+            raise ValueError("the recipe has no section item_encoder")
+
+        def build(draft: Draft) -> None:
+            prompts = [prompt_of(row, text.prompt) for row in load_dataset(self.data).items.iter_rows(named=True)]
+            architecture, tracker = self.recipe.student, self._tracker(ITEM_ENCODER, seed)
+            build_item_encoder(self.llm, prompts, self.sequences, section, text, architecture, seed, draft, control, tracker)
+
+        recipe = self._sections("item_encoder", "student", "num_threads")
+        recipe |= {"text": text.model_dump(mode="json", include={"prompt", "layers", "max_tokens"})}
+        inputs, control = {"data": self.data, "llm": self.llm}, None
+        if section.init == "control-text":
+            control = self.arm("control-text", seed), self.text
+            inputs |= {"control-text": control[0], "text": control[1]}
+        return self._make(self._seeded(seed, ITEM_ENCODER), ITEM_ENCODER, recipe, inputs, build, seed)
+
+    def llm_of(self, arm: str, seed: int) -> Artifact:
+        """The LLM that encodes the items for an arm: where the recipe tunes one, the tuned, but for the controls without it."""
+        tuned = self.recipe.item_encoder is not None and arm not in ("control-text", ENSEMBLE)
+        return self.item_encoder(seed) if tuned else self.llm
+
+    def text_of(self, arm: str, seed: int) -> Artifact:
+        """The item text vectors of an arm."""
+        from distill.text import build_text
+        from recommender.data import load_dataset
+
+        llm = self.llm_of(arm, seed)
+        if llm is self.llm:
+            return self.text
+
+        def build(draft: Draft) -> None:
+            build_text(llm, load_dataset(self.data).items, self.recipe.text, draft)
+
+        inputs = {"data": self.data, "llm": llm}
+        return self._make(self._seeded(seed, "text-tuned"), "item-text", self._sections("text"), inputs, build, seed)
+
     def text_encoder(self) -> Artifact:
-        """What made the item text vectors, as an ONNX graph for services."""
+        """What made the item text vectors of the first seed's student, as an ONNX graph for services."""
         from export.text_encoder import build_text_encoder
         from recommender.data import load_dataset
 
-        section = self.recipe.export.text_encoder
+        section, seed = self.recipe.export.text_encoder, self.recipe.seeds[0]
+        text, llm = self.text_of("student", seed), self.llm_of("student", seed)
 
         def build(draft: Draft) -> None:
-            build_text_encoder(self.text, self.llm, load_dataset(self.data).items, section, draft)
+            build_text_encoder(text, llm, load_dataset(self.data).items, section, draft)
 
         recipe = {"text_encoder": section.model_dump(mode="json")}
-        inputs = {"data": self.data, "llm": self.llm, "text": self.text}
+        inputs = {"data": self.data, "llm": llm, "text": text}
         return self._make(self.folder / "text-encoder", "text-encoder", recipe, inputs, build)
 
     def teacher(self, seed: int) -> Artifact:
@@ -107,16 +163,17 @@ class Pipeline:
         from recommender.data import load_dataset
         from recommender.prompt import prompt_of
 
-        inputs = {"data": self.data, "llm": self.llm, "text": self.text}
-        if self.recipe.teacher.item_init == "control-text":
-            inputs["control-text"] = self.arm("control-text", seed)
+        text, start = self.text_of("teacher", seed), self.recipe.teacher.item_init
+        inputs = {"data": self.data, "llm": self.llm, "text": text}
+        if start != "random":
+            inputs[start] = self.arm(start, seed)
 
         def build(draft: Draft) -> None:
-            control = inputs.get("control-text")
+            control = inputs.get(start)
             section, tracker = self.recipe.teacher, self._tracker("teacher", seed)
             rows = load_dataset(self.data).items.iter_rows(named=True) if section.items == "text" else []
             prompts = [prompt_of(row, self.recipe.text.prompt) for row in rows]
-            build_teacher(self.llm, self.text, control, self.sequences, section, seed, draft, tracker, prompts)
+            build_teacher(self.llm, text, control, self.sequences, section, seed, draft, tracker, prompts)
 
         return self._make(
             self._seeded(seed, "teacher"), "teacher", self._sections("teacher", "num_threads"), inputs, build, seed
@@ -126,7 +183,7 @@ class Pipeline:
         from distill.audit import build_audit
 
         others = {name: self.baseline(name) for name in ("popularity", "item-knn")}
-        others |= {name: self.arm(name, seed) for name in ("control-id", "control-text")}
+        others |= {name: self.arm(name, seed) for name in self.controls if name != ENSEMBLE}
         teacher = self.teacher(seed)
         inputs = {"data": self.data, "teacher": teacher, **others}
         return self._make(
@@ -141,7 +198,8 @@ class Pipeline:
     @property
     def controls(self) -> list[str]:
         """The arms that the student is compared with."""
-        return ["control-id", "control-text", *([ENSEMBLE] if self.recipe.distill.ensemble_control else [])]
+        tuned = [TUNED] if self.recipe.item_encoder else []
+        return ["control-id", "control-text", *([ENSEMBLE] if self.recipe.distill.ensemble_control else []), *tuned]
 
     def targets(self, arm: str, seed: int) -> Artifact:
         """What teaches `arm`."""
@@ -154,7 +212,7 @@ class Pipeline:
             section, name = section.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"}), f"targets-{ENSEMBLE}"
         shared = section.seeds == "all"
         members = {
-            f"{who}-{own}": (weight, self.teacher(own) if who == "teacher" else self.arm(who, own))
+            f"{who}-{own}": (weight, self._member(who, own))
             for who, weight in section.members.items()
             if weight
             for own in (self.recipe.seeds if shared else [seed])
@@ -170,8 +228,12 @@ class Pipeline:
         out = self.folder / name if shared else self._seeded(seed, name)
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
 
+    def _member(self, who: str, seed: int) -> Artifact:
+        made = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
+        return made[who](seed) if who in made else self.arm(who, seed)
+
     def arm(self, arm: str, seed: int) -> Artifact:
-        """control-id, control-text, control-ensemble-kd or student."""
+        """control-id, control-text, control-tuned, control-ensemble-kd or student."""
         from distill.audit import worse_slices
         from distill.targets import load_targets
         from distill.text import load_text
@@ -179,7 +241,7 @@ class Pipeline:
 
         inputs = {"data": self.data}
         if arm != "control-id":
-            inputs["text"] = self.text
+            inputs["text"] = self.text_of(arm, seed)
         taught = arm in ("student", ENSEMBLE)
         if taught:
             inputs["targets"] = self.targets(arm, seed)
@@ -327,11 +389,12 @@ class Pipeline:
 
         raw, student = read_parquet(items), self.arm("student", seed)
         base = load(graph) if graph else self.onnx("student", seed)
-        inputs = {"onnx": base, "data": self.data, "student": student, "text": self.text, "llm": self.llm}
+        text, llm = self.text_of("student", seed), self.llm_of("student", seed)
+        inputs = {"onnx": base, "data": self.data, "student": student, "text": text, "llm": llm}
         fraction = self.recipe.data.max_quarantined_fraction
 
         def build(draft: Draft) -> None:
-            build_appended(raw, base, student, self.text, self.llm, self.sequences, fraction, draft)
+            build_appended(raw, base, student, text, llm, self.sequences, fraction, draft)
 
         recipe = {"items_sha256": sha256_file(items), "max_quarantined_fraction": fraction}
         return self._make(out, base.kind, recipe, inputs, build, seed)

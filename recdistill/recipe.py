@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
-from distill.config import DistillSection, Regularisers, TargetsSection, TeacherSection, TextSection
+from distill.config import DistillSection, ItemEncoderSection, Regularisers, TargetsSection, TeacherSection, TextSection
 from distill.objectives.config import MiniLmOptions, states_needed
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section, slug
@@ -37,6 +37,7 @@ class Recipe(Section):
     )
     data: DataSection
     text: TextSection = TextSection()
+    item_encoder: ItemEncoderSection | None = Field(default=None, description="absent: the LLM encodes items as it is")
     teacher: TeacherSection = TeacherSection()
     targets: TargetsSection = TargetsSection()
     student: StudentSection = StudentSection()
@@ -56,20 +57,27 @@ class Recipe(Section):
                 "student.hidden_size",
                 "student.num_heads",
             )
-        if teacher.item_init == "control-text" and teacher.item_size != student.hidden_size:
+        if teacher.item_init != "random" and teacher.item_size != student.hidden_size:
             raise Contradiction(
-                f"teacher.item_init = 'control-text' needs teacher.item_size = {teacher.item_size} to equal "
+                f"teacher.item_init = {teacher.item_init!r} needs teacher.item_size = {teacher.item_size} to equal "
                 f"student.hidden_size = {student.hidden_size}",
                 "teacher.item_size",
                 "student.hidden_size",
                 "teacher.item_init",
             )
-        if teacher.items == "text" and teacher.item_init == "control-text":
+        if teacher.items == "text" and teacher.item_init != "random":
             raise Contradiction(
-                "teacher.item_init = 'control-text' starts ID vectors, which a teacher of teacher.items = 'text' has not",
+                f"teacher.item_init = {teacher.item_init!r} starts ID vectors, "
+                "which a teacher of teacher.items = 'text' has not",
                 "teacher.items",
                 "teacher.item_init",
             )
+        members = [who for who, weight in self.targets.members.items() if weight]
+        for key, named in (("targets.members", members), ("teacher.item_init", [teacher.item_init])):
+            if self.item_encoder is None and (lacking := {"control-tuned", "item-encoder"} & set(named)):
+                raise Contradiction(
+                    f"{key} names {', '.join(sorted(lacking))}, which a recipe without the section item_encoder has not", key
+                )
         needed = states_needed(self.distill.objectives)
         if teacher.items == "text" and "query" in needed:
             raise Contradiction(
@@ -85,7 +93,7 @@ class Recipe(Section):
                 "distill.objectives.minilm",
                 "student.hidden_size",
             )
-        if self.distill.follow_audit and [who for who, weight in self.targets.members.items() if weight] != ["teacher"]:
+        if self.distill.follow_audit and members != ["teacher"]:
             raise Contradiction(
                 "distill.follow_audit needs targets.members = { teacher = 1.0 }: the audit judges the LLM alone",
                 "distill.follow_audit",

@@ -34,7 +34,7 @@ def supervised(work: Callable[[], int], go_on: str) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
     if child == 0:
-        _end_with(parent)
+        end_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return work()
     code = _wait(child)
@@ -61,7 +61,7 @@ def _wait(child: int) -> int:
             os.kill(child, found.si_signo)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

@@ -27,7 +27,7 @@ COMMON = ["--data", "--help", "--overwrite", "--recipe", "--runs", "--set", "--t
 COMMANDS = {
     "data": COMMON,
     "teacher": sorted([*COMMON, "--tensorboard"]),
-    "distill": sorted([*COMMON, "--tensorboard"]),
+    "distill": sorted([*COMMON, "--tensorboard", "--jobs"]),
     "quantize": COMMON,
     "export onnx": COMMON,
     "export tensorrt": COMMON,

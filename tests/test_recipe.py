@@ -96,6 +96,15 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             'name = "x"\n[data]\n[teacher]\nitem_init = "control-text"\nitem_size = 32\n',
             r"r.toml:5, .*r.toml:4: teacher.item_init = 'control-text' needs teacher.item_size = 32 to equal .*= 64",
         ),
+        (
+            'name = "x"\n[data]\n[targets]\nmembers = { item-encoder = 1.0 }\n',
+            r"r.toml:4: targets.members names item-encoder, which a recipe without the section item_encoder has not",
+        ),
+        (
+            'name = "x"\n[data]\n[teacher]\nitem_init = "control-tuned"\nitem_size = 64\n',
+            r"r.toml:4: teacher.item_init names control-tuned, which a recipe without the section item_encoder has not",
+        ),
+        ('name = "x"\n[data]\n[text]\nlayers = [4, 4]\n', r"r.toml:4: text.layers = .*each once"),
         ('name = "x"\n[data]\n[benchmark]\nk = 50\n', r"r.toml:4: benchmark.k = 50 asks for more items than .*export.k = 20"),
         ('name = "x"\nseeds = [1, 1]\n[data]\n', r"r.toml:2: seeds = \[1, 1\] names a seed twice"),
         ('name = "x"\nseeds = [-1]\n[data]\n', r"r.toml:2: seeds.0 = -1: .*greater than or equal to 0"),

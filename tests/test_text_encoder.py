@@ -29,7 +29,7 @@ def items(dataset: Artifact) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def text(items: pl.DataFrame, tiny_llm: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    section = TextSection(student_dims=DIMS, layer=1, max_tokens=9)
+    section = TextSection(student_dims=DIMS, layers=[1], max_tokens=9)
     out = tmp_path_factory.mktemp("text") / "text"
     recipe = {"text": section.model_dump(mode="json")}
     return make(out, "item-text", recipe=recipe, inputs={}, build=lambda draft: build_text(tiny_llm, items, section, draft))
@@ -114,5 +114,5 @@ def test_a_text_encoder_larger_than_an_onnx_file_is_refused(
     text: Artifact, tiny_llm: Artifact, items: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.text_encoder._MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"text\.layer"):
+    with pytest.raises(ValueError, match=r"text\.layers"):
         export(text, tiny_llm, items, tmp_path / "e")

@@ -122,6 +122,11 @@ def _use_llm(artifact: Any, num_items: int) -> None:
     assert load_body(artifact)(input_ids=tokens).last_hidden_state.isfinite().all(), "states that are not finite"
 
 
+def _use_item_encoder(artifact: Any, num_items: int) -> None:
+    _use_llm(artifact, num_items)
+    _use_student(artifact, num_items)
+
+
 def _use_text_encoder(artifact: Any, num_items: int) -> None:
     import numpy as np
 
@@ -141,7 +146,8 @@ _USES: dict[str, Callable[[Any, int], None]] = {
     "item-text": _use_text,
     "targets": _use_targets,
     "llm": _use_llm,
-    **dict.fromkeys(("control-id", "control-text", "control-ensemble-kd", "student"), _use_student),
+    "item-encoder": _use_item_encoder,
+    **dict.fromkeys(("control-id", "control-text", "control-tuned", "control-ensemble-kd", "student"), _use_student),
     **dict.fromkeys(("popularity", "item-knn", "onnx", "onnx-int8", "onnx-int4"), _use_variant),
     **dict.fromkeys(("teacher", "teacher-int8", "teacher-nf4", "openvino", "onnx-int8-qdq"), _use_variant),
     "text-encoder": _use_text_encoder,

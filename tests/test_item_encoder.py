@@ -1,0 +1,216 @@
+"""The LLM tuned as item encoder: its loss, what it reads, what it keeps, and who learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.config import ItemEncoderSection, TextSection
+from distill.evaluation import kept_history
+from distill.item_encoder import build_item_encoder, freeze, sampled_softmax
+from distill.llm import TeacherError, load_body, load_tokenizer
+from distill.pooling import load_pooled_body, pooled
+from distill.text import build_text, encode, load_text
+from distill.tracking import Tracker
+from distill.train_student import build_student
+from foundation.artifact import Artifact, Draft, load, make
+from recdistill.cli import main
+from recommender.config import OptimSection, StudentSection
+from recommender.data import load_dataset
+from recommender.prompt import prompt_of
+from recommender.split import Sequences
+from recommender.student import load_student
+from tests.conftest import make_llm
+from tests.constructed import write_chain_dataset, write_tiny_llm
+
+OPTIM = OptimSection(learning_rate=5e-3, batch_size=32, epochs=2, patience=9)
+STUDENT = StudentSection(hidden_size=32, num_layers=1, max_length=12, dropout=0.1, optim=OPTIM)
+SECTION = ItemEncoderSection(frozen_layers=1, body_learning_rate=1e-3, optim=OPTIM)
+TEXT = TextSection(layers=[1, 2], student_dims=16, max_tokens=9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_float() -> Iterator[None]:
+    """Where "auto" would round to bf16, vectors of two ways to compute them differ by that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("text", "item_encoder"):
+            patch.setattr(f"distill.{module}.compute_dtype", lambda _: torch.float32)
+        yield
+
+
+# --- the loss
+
+
+def test_over_the_whole_catalogue_it_is_cross_entropy() -> None:
+    hidden, table, label = torch.randn(5, 4), torch.randn(9, 4), torch.tensor([0, 8, 3, 3, 1])
+    assert torch.allclose(sampled_softmax(hidden, table, label, torch.zeros(9)), F.cross_entropy(hidden @ table.T, label))
+
+
+def test_the_sum_over_a_drawn_catalogue_is_unbiased() -> None:
+    """e^loss times the label's own weight is the estimated sum; over many draws it is the true one."""
+    torch.manual_seed(0)
+    hidden, table, q = torch.randn(1, 4), torch.randn(20, 4), torch.rand(20) * 0.8 + 0.1
+    truth = (hidden @ table.T).exp().sum()
+    sums = []
+    for _ in range(4000):
+        drawn = (torch.rand(20) < q).index_fill(0, torch.tensor([7]), True)
+        label = drawn[:7].sum().reshape(1)
+        loss = sampled_softmax(hidden, table[drawn], label, q[drawn].log())
+        sums.append((loss + (hidden @ table[7])[0]).exp())
+    sums = torch.stack(sums)
+    assert abs(sums.mean() - truth) < 4 * sums.std() / len(sums) ** 0.5
+
+
+# --- what it reads
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "bert"])
+@torch.no_grad()
+def test_layers_side_by_side(architecture: str, tmp_path: Path) -> None:
+    """What a body says after its first layer is what a body of one layer says; padding is not seen, masked or not."""
+    llm = make_llm(tmp_path, architecture)
+    tokens = load_tokenizer(llm)(["thing 1", "thing 12 group ( 3 )"], padding=True, return_tensors="pt")
+    both = pooled(load_pooled_body(llm, [1, 2]), [1, 2], tokens["input_ids"], tokens["attention_mask"])
+    assert both.shape == (2, 128)
+    for layer, part in zip((1, 2), both.chunk(2, dim=-1), strict=True):
+        alone = pooled(load_pooled_body(llm, [layer]), [layer], tokens["input_ids"], tokens["attention_mask"])
+        assert torch.allclose(part, alone, atol=1e-5)
+    body = load_pooled_body(llm, [1, -1])
+    assert torch.allclose(both, pooled(body, [1, -1], tokens["input_ids"], tokens["attention_mask"], pad_mask=False), atol=1e-5)
+    with pytest.raises(ValueError, match=r"text\.layers = \[1, 3\] names 3, but the LLM has 2"):
+        load_pooled_body(llm, [1, 3])
+
+
+def test_frozen_layers(tiny_llm: Artifact) -> None:
+    body = load_body(tiny_llm)
+    freeze(body, 1)
+    assert {tuple(name.split(".")[:2]) for name, p in body.named_parameters() if p.requires_grad} == {("layers", "1")}
+    with pytest.raises(TeacherError, match="leaves none of the 2 layers"):
+        freeze(body, 2)
+
+
+# --- the stage
+
+
+class Interrupted(Exception):
+    """Training was stopped here."""
+
+
+class StopAt(Tracker):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def log(self, step: int, values: object) -> None:
+        if step >= self.step:
+            raise Interrupted
+
+
+def tuned(
+    out: Path, llm: Artifact, dataset: Artifact, sequences: Sequences, tracker: Tracker | None = None, **keys: object
+) -> Artifact:
+    section = ItemEncoderSection.model_validate({**SECTION.model_dump(), **keys})
+    items = load_dataset(dataset).items
+    prompts, recipe = (
+        [prompt_of(row, TEXT.prompt) for row in items.iter_rows(named=True)],
+        {"text": TEXT.model_dump(mode="json")},
+    )
+    control = None
+    if section.init == "control-text":
+        text = make(
+            out / "text", "item-text", recipe=recipe, inputs={}, build=lambda draft: build_text(llm, items, TEXT, draft)
+        )
+
+        def arm(draft: Draft) -> None:
+            build_student("control-text", sequences, STUDENT, 0, draft, text_IZ=load_text(text)[1])
+
+        architecture = {"student": STUDENT.model_dump(mode="json")}
+        control = make(out / "control", "control-text", recipe=architecture, inputs={}, build=arm), text
+
+    def build(draft: Draft) -> None:
+        build_item_encoder(llm, prompts, sequences, section, TEXT, STUDENT, 0, draft, control, tracker)
+
+    return make(
+        out / "encoder", "item-encoder", recipe=recipe | {"student": STUDENT.model_dump(mode="json")}, inputs={}, build=build
+    )
+
+
+@pytest.fixture(scope="module")
+def two_llms(
+    tiny_llm: Artifact, dataset: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Artifact, Artifact]:
+    return tiny_llm, tuned(tmp_path_factory.mktemp("tuned"), tiny_llm, dataset, sequences)
+
+
+def test_it_starts_at_control_text_and_gains(two_llms: tuple[Artifact, Artifact]) -> None:
+    control, encoder = load(two_llms[1].path.parent / "control"), two_llms[1]
+    curve = [epoch["validation_ndcg_at_10"] for epoch in kept_history(encoder)]
+    assert max(curve) > control.metrics["validation"]["ndcg_at_10"] - 0.02 and max(curve) > 0.75
+    student = load_student(encoder)
+    assert not student.items.id_ID[1:].any(), "items are known by their text alone"
+
+
+def test_what_comes_out_is_an_llm(two_llms: tuple[Artifact, Artifact], dataset: Artifact) -> None:
+    """Its frozen layers are the LLM's, and the vectors it gives are those its recommender was trained on."""
+    llm, encoder = two_llms
+    before, after = load_body(llm), load_body(encoder)
+    assert torch.equal(before.layers[0].mlp.up_proj.weight, after.layers[0].mlp.up_proj.weight)
+    assert not torch.allclose(before.layers[1].mlp.up_proj.weight, after.layers[1].mlp.up_proj.weight, atol=1e-4)
+    prompts = [prompt_of(row, TEXT.prompt) for row in load_dataset(dataset).items.iter_rows(named=True)]
+    old, new = (encode(who, prompts, TEXT) for who in (llm, encoder))
+    assert np.allclose(old[:, :64], new[:, :64], atol=1e-5) and not np.allclose(old[:, 64:], new[:, 64:], atol=0.01)
+    std = old.std(axis=0) + 1e-3 * np.abs(old).mean() + 1e-6
+    read = load_student(encoder).items.text_IZ[1:].numpy()
+    assert np.allclose((new - old.mean(axis=0)) / std, read, atol=1e-3)
+
+
+def test_from_scratch_with_ids(tiny_llm: Artifact, dataset: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    encoder = tuned(tmp_path, tiny_llm, dataset, sequences, ids=True, init="random")
+    assert load_student(encoder).items.id_ID[1:].any()
+
+
+def test_resumed_equals_uninterrupted(
+    two_llms: tuple[Artifact, Artifact], dataset: Artifact, sequences: Sequences, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        tuned(tmp_path, two_llms[0], dataset, sequences, StopAt(8))
+    again = tuned(tmp_path, two_llms[0], dataset, sequences)
+    assert torch.equal(load_student(again).items.text_IZ, load_student(two_llms[1]).items.text_IZ)
+
+
+# --- who learns from it
+
+
+def test_the_chain_with_an_item_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Student, teacher and control-tuned read the tuned vectors, control-text does not; new items are encoded so as well."""
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
+    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
+    keys = ["item_encoder.optim.epochs=1", "item_encoder.frozen_layers=1", "text.layers=[1, 2]", "text.student_dims=24"]
+    keys += ["teacher.item_init=control-tuned", "teacher.optim.epochs=1", "student.optim.epochs=1"]
+    keys += ["targets.members={teacher = 1.0, control-tuned = 1.0, item-encoder = 0.5}"]
+    options += [word for key in keys for word in ("--set", key)]
+    assert main(["distill", *options]) == 0
+    table = capsys.readouterr().out
+    assert {"control-tuned", "item-encoder", "student over control-tuned"} <= {
+        line.split(":")[0].strip() for line in table.splitlines()
+    } | set(table.split())
+    seed = tmp_path / "runs" / "chain" / "seed-0"
+    digest = {name: load(seed / name).digest for name in ("item-encoder", "text-tuned", "control-tuned", "teacher")}
+    assert load(seed / "text-tuned").manifest["inputs"]["llm"] == digest["item-encoder"]
+    for arm in ("student", "control-tuned", "teacher"):
+        assert load(seed / arm).manifest["inputs"]["text"] == digest["text-tuned"]
+    assert load(seed / "control-text").manifest["inputs"]["text"] == load(seed.parent / "text").digest
+    assert load(seed / "teacher").manifest["inputs"]["control-tuned"] == digest["control-tuned"]
+    taught_by = load(seed / "targets").manifest["inputs"]
+    assert {f"{who}-0" for who in ("teacher", "control-tuned", "item-encoder")} < set(taught_by)
+
+    pl.DataFrame({"item_id": ["n1"], "title": ["thing 12"]}).write_parquet(tmp_path / "new.parquet")
+    assert main(["export", "append", str(tmp_path / "new.parquet"), str(tmp_path / "v2"), *options]) == 0
+    assert load(tmp_path / "v2").manifest["inputs"]["llm"] == digest["item-encoder"]
+    assert main(["export", "text-encoder", *options]) == 0
+    assert load(seed.parent / "text-encoder").manifest["inputs"]["text"] == digest["text-tuned"]

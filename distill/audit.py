@@ -9,19 +9,17 @@ items already seen included), and the temperature that calibrates them. A teache
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from distill.calibration import Calibration, calibrate
-from distill.device import device
+from distill.device import device, rows_at_once
 from distill.evaluation import RANKS, kept_ranks
-from distill.members import Member, TeacherMember
-from distill.teacher import load_teacher, serving_teacher
+from distill.members import Ensemble, Member, MemberRecommender, after_last, open_member
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens
 from foundation.content import read_json
@@ -39,78 +37,114 @@ _MIN_SLICE = 30
 _SAMPLE, _ROWS, _MAX_SCORES = 2048, 64, 1 << 26  # users, users at a time, and scores (256 MiB)
 
 
-def build_audit(teacher: Artifact, others: Mapping[str, Artifact], sequences: Sequences, draft: Draft) -> None:
-    """Compare the teacher with `others` (baselines and control arms) and write audit.json."""
-    teacher_U = _validation_ndcg(teacher, sequences)
-    members = {"all": np.ones(len(teacher_U), bool), **slices(sequences, "validation")}
-    comparisons = {
+def build_audit(
+    teacher: Artifact,
+    others: Mapping[str, Artifact],
+    sequences: Sequences,
+    draft: Draft,
+    members: Sequence[tuple[float, Artifact]] = (),
+) -> None:
+    """Compare the teacher with `others` (baselines and control arms) and write audit.json.
+
+    `members`, with their weights, are those who teach, where that is not the teacher alone: their mean is judged beside it.
+    """
+    ndcg_of = {name: _validation_ndcg(other, sequences) for name, other in others.items()}
+    in_slice = {"all": np.ones(len(sequences.evaluated_users), bool), **slices(sequences, "validation")}
+    sample = _Sample.drawn(others, sequences)
+    found = {
+        "teacher": _judged("teacher", _validation_ndcg(teacher, sequences), open_member(teacher), ndcg_of, in_slice, sample)
+    }
+    if members:
+        ensemble = Ensemble([(weight, open_member(artifact)) for weight, artifact in members])
+        rows = rows_at_once(sequences.num_items, cpu=_ROWS, gpu=512)
+        ndcg_U = ndcg(evaluate(MemberRecommender(ensemble), sequences, "validation", batch_size=rows), 10)
+        found["ensemble"] = _judged("ensemble", ndcg_U, ensemble, ndcg_of, in_slice, sample)
+    told = {"slices": {name: int(mask_U.sum()) for name, mask_U in in_slice.items()}, **found}
+    (draft.path / AUDIT).write_text(json.dumps(told, indent=1))
+    draft.metrics |= {
+        who: {
+            "validation_ndcg_at_10": own["validation_ndcg_at_10"],
+            "beats": [name for name, by_slice in own["over"].items() if by_slice["all"] and by_slice["all"]["ci95"][0] > 0],
+            **own["calibration"],
+        }
+        for who, own in found.items()
+    }
+
+
+def _judged(
+    who: str,
+    ndcg_U: np.ndarray,
+    member: Member,
+    ndcg_of: Mapping[str, np.ndarray],
+    in_slice: Mapping[str, np.ndarray],
+    sample: _Sample,
+) -> dict[str, Any]:
+    """What is known of one who teaches, and said."""
+    over = {
         name: {
-            label: _compare(teacher_U[mask_U], other_U[mask_U])
-            for label, mask_U in members.items()
+            label: _compare(ndcg_U[mask_U], other_U[mask_U])
+            for label, mask_U in in_slice.items()
             if label == "all" or mask_U.sum() >= _MIN_SLICE
         }
-        for name, other_U in ((name, _validation_ndcg(other, sequences)) for name, other in others.items())
+        for name, other_U in ndcg_of.items()
     }
-    calibration, shared = _on_a_sample(teacher, others, sequences)
-    beaten = [name for name, by_slice in comparisons.items() if (overall := by_slice["all"]) and overall["ci95"][0] > 0]
-    (draft.path / AUDIT).write_text(
-        json.dumps(
-            {
-                "slices": {k: int(v.sum()) for k, v in members.items()},
-                "teacher_over": comparisons,
-                "calibration": asdict(calibration),
-                f"overlap_at_{EVALUATION_K}": shared,
-            },
-            indent=1,
-        )
-    )
-    draft.metrics |= {"beats": beaten, "teacher_validation_ndcg_at_10": float(teacher_U.mean()), **asdict(calibration)}
-    for name, by_slice in comparisons.items():
+    calibration, shared = sample.calibration(member), sample.shared(member)
+    for name, by_slice in over.items():
         if overall := by_slice["all"]:
             low, high = overall["ci95"]
             verdict = "wins" if low > 0 else "loses" if high < 0 else "no difference shown"
-            console.say(f"audit: teacher over {name}: NDCG@10 {overall['relative']:+.1%} [{low:+.1%}, {high:+.1%}] ({verdict})")
+            console.say(f"audit: {who} over {name}: NDCG@10 {overall['relative']:+.1%} [{low:+.1%}, {high:+.1%}] ({verdict})")
     told = ", ".join(f"{share:.0%} with {name}" for name, share in shared.items())
-    console.say(f"audit: of the teacher's top {EVALUATION_K} it shares {told}")
+    console.say(f"audit: of the {who}'s top {EVALUATION_K} it shares {told}")
     console.say(
         f"audit: its confidence is off by {calibration.ece:.3f} (ECE), by {calibration.ece_at_temperature:.3f} "
         f"at temperature {calibration.temperature:.2f}"
     )
+    return {
+        "validation_ndcg_at_10": float(ndcg_U.mean()),
+        "over": over,
+        "calibration": asdict(calibration),
+        f"overlap_at_{EVALUATION_K}": shared,
+    }
 
 
 @opens
 def worse_slices(audit: Artifact, than: str = "control-text") -> list[str]:
-    """The slices in which the teacher is shown to be worse than `than`."""
-    by_slice = read_json(audit.file(AUDIT))["teacher_over"][than]
+    """The slices in which whoever teaches is shown to be worse than `than`."""
+    told = read_json(audit.file(AUDIT))
+    by_slice = told.get("ensemble", told["teacher"])["over"][than]
     return [label for label, found in by_slice.items() if label != "all" and found and found["ci95"][1] < 0]
 
 
-def _on_a_sample(
-    teacher: Artifact, others: Mapping[str, Artifact], sequences: Sequences
-) -> tuple[Calibration, dict[str, float]]:
-    """The teacher's calibration, and the share of its lists that each of the others has as well."""
-    users = sequences.evaluated_users
-    count = max(min(len(users), _SAMPLE, _MAX_SCORES // sequences.num_items), 1)
-    users = np.sort(np.random.default_rng(0).permutation(users)[:count])
-    histories, target_U = [sequences.history(u, "validation") for u in users], sequences.targets(users, "validation")
-    opened = load_teacher(teacher)
-    member = TeacherMember(opened)
-    log_probability_UI = torch.cat([_after_last(member, histories[row : row + _ROWS]) for row in range(0, count, _ROWS)])
-    lists = recommend_all(serving_teacher(opened), histories, EVALUATION_K)
-    shared = {}
-    for name, other in others.items():
-        recommender = load_baseline(other) if name in BASELINES else StudentRecommender(load_student(other))
-        other_UK = recommend_all(recommender, histories, EVALUATION_K)
-        shared[name] = float(overlap(np.where(other_UK > 0, other_UK, -1), lists).mean())  # 0 fills a list up, and is no item
-    return calibrate(log_probability_UI, torch.from_numpy(target_U).long() - 1), shared
+@dataclass(frozen=True)
+class _Sample:
+    """Users of validation whose probabilities and lists are looked at, and the others' lists for them."""
 
+    histories: list[np.ndarray]
+    target_U: np.ndarray
+    lists: dict[str, np.ndarray]  # int64[U, K], -1 where a list is not full
 
-def _after_last(member: Member, histories: list[np.ndarray]) -> Tensor:
-    """Log-probabilities of what follows each history, float32[len(histories), I]."""
-    history_BL = torch.from_numpy(pad_left(histories, member.max_length)).to(device())
-    keep_BL = torch.zeros_like(history_BL, dtype=torch.bool)
-    keep_BL[:, -1] = True
-    return member.log_probabilities(history_BL, keep_BL).cpu()
+    @classmethod
+    def drawn(cls, others: Mapping[str, Artifact], sequences: Sequences) -> _Sample:
+        users = sequences.evaluated_users
+        count = max(min(len(users), _SAMPLE, _MAX_SCORES // sequences.num_items), 1)
+        users = np.sort(np.random.default_rng(0).permutation(users)[:count])
+        histories, lists = [sequences.history(u, "validation") for u in users], {}
+        for name, other in others.items():
+            recommender = load_baseline(other) if name in BASELINES else StudentRecommender(load_student(other))
+            top_UK = recommend_all(recommender, histories, EVALUATION_K)
+            lists[name] = np.where(top_UK > 0, top_UK, -1)
+        return cls(histories, sequences.targets(users, "validation"), lists)
+
+    def calibration(self, member: Member) -> Calibration:
+        parts = [pad_left(self.histories[row : row + _ROWS]) for row in range(0, len(self.histories), _ROWS)]
+        log_probability_UI = torch.cat([after_last(member, torch.from_numpy(part).to(device())).cpu() for part in parts])
+        return calibrate(log_probability_UI.log_softmax(-1), torch.from_numpy(self.target_U).long() - 1)
+
+    def shared(self, member: Member) -> dict[str, float]:
+        """The share of the member's lists that each of the others has as well."""
+        own_UK = recommend_all(MemberRecommender(member), self.histories, EVALUATION_K)
+        return {name: float(overlap(top_UK, own_UK).mean()) for name, top_UK in self.lists.items()}
 
 
 def _compare(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any] | None:

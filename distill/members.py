@@ -5,16 +5,19 @@ Several of them are averaged into one teacher (`targets.members`): the LLM, its 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.device import autocast, compute_dtype, device
 from distill.teacher import Teacher, load_teacher
 from foundation.artifact import Artifact
 from recommender.student import Student, load_student
+from recommender.torch_ranking import top_k
 
 
 class Member(Protocol):
@@ -75,3 +78,40 @@ class StudentMember:
     def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         found = self.student.states(history_BL, self.table_ID)
         return {name: found[name][keep_BL] for name in names}
+
+
+class Ensemble:
+    """The weighted mean of several members' log-probabilities: a product of experts (Hinton, 2002), not renormalised."""
+
+    def __init__(self, members: Sequence[tuple[float, Member]]) -> None:
+        self.members, self.total = members, sum(weight for weight, _ in members)
+        self.max_length = min(member.max_length for _, member in members)
+
+    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
+        mean_NI = torch.zeros((), device=device())
+        for weight, member in self.members:
+            mean_NI = mean_NI + weight / self.total * member.log_probabilities(history_BL, keep_BL)
+        return mean_NI
+
+    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Those of the first member."""
+        return self.members[0][1].states(history_BL, keep_BL, names)
+
+
+class MemberRecommender:
+    """A member as a recommender."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        history = torch.from_numpy(history_BL).to(device())
+        return top_k(F.pad(after_last(self.member, history), (1, 0)), history, k)
+
+
+def after_last(member: Member, history_BL: Tensor) -> Tensor:
+    """What a member expects after each whole history, float32[B, I]."""
+    history_BL = history_BL[:, -member.max_length :]
+    keep_BL = torch.zeros_like(history_BL, dtype=torch.bool)
+    keep_BL[:, -1] = True
+    return member.log_probabilities(history_BL, keep_BL)

@@ -1,9 +1,9 @@
 """Stage: the teacher's distributions at every training position, as sharded safetensors.
 
-Of several members the weighted mean of their log-probabilities is the teacher's (a product of experts; Hinton, 2002). Row p - 1
-belongs to training position p (see `recommender/windows.py`). Kept: the K likeliest items at the recipe's temperature and their
-probabilities; the rest's mass is what is missing to 1. Shards already written are not computed again. The cache is keyed by the
-digests of the members and the data through the artefact's inputs.
+Of several members the mean is the teacher's (`members.Ensemble`). Row p - 1 belongs to training position p (see
+`recommender/windows.py`). Kept: the K likeliest items at the recipe's temperature and their probabilities; the rest's mass is
+what is missing to 1. Shards already written are not computed again. The cache is keyed by the digests of the members and the
+data through the artefact's inputs.
 """
 
 from __future__ import annotations
@@ -29,17 +29,13 @@ _SHARD_WINDOWS = 2048
 
 
 def build_targets(
-    members: Sequence[tuple[float, Member]],
-    sequences: Sequences,
-    section: TargetsSection,
-    draft: Draft,
-    states: Sequence[str] = (),
+    member: Member, sequences: Sequences, section: TargetsSection, draft: Draft, states: Sequence[str] = ()
 ) -> None:
-    """Run the members, each with its weight, over the training part; `states` are those of the first that are kept as well.
+    """Run a member over the training part; `states` are those of its that are kept as well.
 
     Every position is seen once, with at least half a window of context where its user has one.
     """
-    windows = TrainingWindows(sequences, min(member.max_length for _, member in members))
+    windows = TrainingWindows(sequences, member.max_length)
     if not windows.num_positions:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
     rows = rows_at_once(sequences.num_items, cpu=32, gpu=256)
@@ -48,7 +44,7 @@ def build_targets(
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):
         if not (draft.checkpoint / name).exists():
-            shard = _shard(members, batches[start : start + per_shard], section, states)
+            shard = _shard(member, batches[start : start + per_shard], section, states)
             aside = draft.checkpoint / "shard.tmp"
             save_file(shard, aside)
             replace_durably(aside, draft.checkpoint / name)
@@ -60,25 +56,20 @@ def build_targets(
 
 
 @torch.no_grad()
-def _shard(
-    members: Sequence[tuple[float, Member]], batches: list[Batch], section: TargetsSection, states: Sequence[str]
-) -> dict[str, np.ndarray]:
-    total = sum(weight for weight, _ in members)
+def _shard(member: Member, batches: list[Batch], section: TargetsSection, states: Sequence[str]) -> dict[str, np.ndarray]:
     parts: list[dict[str, np.ndarray]] = []
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
         history_BL = torch.from_numpy(batch.history_BL).to(device())
-        mean_NI = torch.zeros((), device=device())
-        for weight, member in members:
-            mean_NI = mean_NI + weight / total * member.log_probabilities(history_BL, keep_BL)
-        top = (mean_NI / section.temperature).softmax(-1).topk(min(section.top_k, mean_NI.shape[-1]), dim=-1)
+        log_p_NI = member.log_probabilities(history_BL, keep_BL)
+        top = (log_p_NI / section.temperature).softmax(-1).topk(min(section.top_k, log_p_NI.shape[-1]), dim=-1)
         part = {
             "position": batch.position_BL[batch.label_BL > 0],
             "index": top.indices.int().cpu().numpy(),
             "probability": top.values.half().cpu().numpy(),
         }
         if states:
-            held = members[0][1].states(history_BL, keep_BL, states)
+            held = member.states(history_BL, keep_BL, states)
             part |= {name: _halved(name, held[name]) for name in states}
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

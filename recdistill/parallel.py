@@ -17,7 +17,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import cast
 
-from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch
+from distill.config import TargetsSection
+from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
 from recdistill.supervisor import end_with
 
@@ -53,19 +54,21 @@ def distill_tasks(recipe: Recipe) -> list[Task]:
             add(TUNED, seed, read)
         start = trained.get((recipe.teacher.item_init, seed), read)
         add("teacher", seed, read, start, method="teacher")
+
+    def teaching(section: TargetsSection, seed: int) -> tuple[Task, ...]:
+        seeds = recipe.seeds if section.seeds == "all" else [seed]
+        return tuple(trained[who, own] for who, weight in section.members.items() if weight for own in seeds)
+
+    for seed in recipe.seeds:
         controls = [trained[name, seed] for name in ("control-id", "control-text", TUNED) if (name, seed) in trained]
-        add("audit", seed, trained["teacher", seed], *controls, method="audit")
-    members = [who for who, weight in recipe.targets.members.items() if weight]
+        add("audit", seed, trained["teacher", seed], *controls, *teaching(recipe.targets, seed), method="audit")
     for arm in ("student", *([ENSEMBLE] if recipe.distill.ensemble_control else [])):
-        named = ["control-text"] if arm == ENSEMBLE else members
-        together = arm == ENSEMBLE or recipe.targets.seeds == "all"
-        shared = Task("targets", (arm, recipe.seeds[0]), tuple(trained[who, seed] for who in named for seed in recipe.seeds))
-        if together:
-            tasks.append(shared)
+        section = targets_section(recipe, arm)
         for seed in recipe.seeds:
-            own = shared if together else Task("targets", (arm, seed), tuple(trained[who, seed] for who in named))
-            tasks += [] if together else [own]
-            add(arm, seed, own, *([trained["audit", seed]] if recipe.distill.follow_audit else []))
+            targets = Task("targets", (arm, recipe.seeds[0] if section.seeds == "all" else seed), teaching(section, seed))
+            tasks += [] if targets in tasks else [targets]
+            heeded = [trained["audit", seed]] if arm == "student" and recipe.distill.follow_audit else []
+            add(arm, seed, targets, *heeded)
     return tasks
 
 

@@ -25,6 +25,7 @@ from recdistill.recipe import Recipe
 
 if TYPE_CHECKING:
     from benchmark.report import Row
+    from distill.config import TargetsSection
     from distill.tracking import Tracker
     from export.verify import Row as VerifiedRow
     from recommender.ranking import Recommender
@@ -42,6 +43,13 @@ def prepare_torch(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.num_threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def targets_section(recipe: Recipe, arm: str) -> TargetsSection:
+    """Who teaches `arm`: the recipe's members, or the seeds of control-text."""
+    if arm != ENSEMBLE:
+        return recipe.targets
+    return recipe.targets.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"})
 
 
 class Pipeline:
@@ -184,16 +192,18 @@ class Pipeline:
 
         others = {name: self.baseline(name) for name in ("popularity", "item-knn")}
         others |= {name: self.arm(name, seed) for name in self.controls if name != ENSEMBLE}
-        teacher = self.teacher(seed)
-        inputs = {"data": self.data, "teacher": teacher, **others}
-        return self._make(
-            self._seeded(seed, "audit"),
-            "audit",
-            {},
-            inputs,
-            lambda draft: build_audit(teacher, others, self.sequences, draft),
-            seed,
-        )
+        teacher, members = self.teacher(seed), self._members(self.recipe.targets, seed)
+        inputs, recipe = {"data": self.data, "teacher": teacher, **others}, {}
+        if [artifact.path for _, artifact in members.values()] == [teacher.path]:
+            members = {}
+        else:
+            inputs |= {f"member {name}": artifact for name, (_, artifact) in members.items()}
+            recipe = {"members": {name: weight for name, (weight, _) in members.items()}}
+
+        def build(draft: Draft) -> None:
+            build_audit(teacher, others, self.sequences, draft, list(members.values()))
+
+        return self._make(self._seeded(seed, "audit"), "audit", recipe, inputs, build, seed)
 
     @property
     def controls(self) -> list[str]:
@@ -203,24 +213,17 @@ class Pipeline:
 
     def targets(self, arm: str, seed: int) -> Artifact:
         """What teaches `arm`."""
-        from distill.members import open_member
+        from distill.members import Ensemble, open_member
         from distill.objectives.config import states_needed
         from distill.targets import build_targets
 
-        section, name, states = self.recipe.targets, "targets", states_needed(self.recipe.distill.objectives)
-        if arm == ENSEMBLE:
-            section, name = section.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"}), f"targets-{ENSEMBLE}"
-        shared = section.seeds == "all"
-        members = {
-            f"{who}-{own}": (weight, self._member(who, own))
-            for who, weight in section.members.items()
-            if weight
-            for own in (self.recipe.seeds if shared else [seed])
-        }
+        section, states = targets_section(self.recipe, arm), states_needed(self.recipe.distill.objectives)
+        name = f"targets-{ENSEMBLE}" if arm == ENSEMBLE else "targets"
+        shared, members = section.seeds == "all", self._members(section, seed)
 
         def build(draft: Draft) -> None:
-            opened = [(weight, open_member(artifact)) for weight, artifact in members.values()]
-            build_targets(opened, self.sequences, section, draft, states)
+            teaching = Ensemble([(weight, open_member(artifact)) for weight, artifact in members.values()])
+            build_targets(teaching, self.sequences, section, draft, states)
 
         recipe = self._sections("num_threads") | {"targets": section.model_dump(mode="json")}
         recipe |= {"states": states, "states_of": next(iter(members))} if states else {}
@@ -228,9 +231,15 @@ class Pipeline:
         out = self.folder / name if shared else self._seeded(seed, name)
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
 
-    def _member(self, who: str, seed: int) -> Artifact:
-        made = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
-        return made[who](seed) if who in made else self.arm(who, seed)
+    def _members(self, section: TargetsSection, seed: int) -> dict[str, tuple[float, Artifact]]:
+        """Who teaches a student of this seed, with their weights."""
+        special = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
+        return {
+            f"{who}-{own}": (weight, special[who](own) if who in special else self.arm(who, own))
+            for who, weight in section.members.items()
+            if weight
+            for own in (self.recipe.seeds if section.seeds == "all" else [seed])
+        }
 
     def arm(self, arm: str, seed: int) -> Artifact:
         """control-id, control-text, control-tuned, control-ensemble-kd or student."""

@@ -93,12 +93,6 @@ class Recipe(Section):
                 "distill.objectives.minilm",
                 "student.hidden_size",
             )
-        if self.distill.follow_audit and members != ["teacher"]:
-            raise Contradiction(
-                "distill.follow_audit needs targets.members = { teacher = 1.0 }: the audit judges the LLM alone",
-                "distill.follow_audit",
-                "targets.members",
-            )
         if self.benchmark.k > self.export.k:
             raise Contradiction(
                 f"benchmark.k = {self.benchmark.k} asks for more items than the graph returns, export.k = {self.export.k}",

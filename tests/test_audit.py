@@ -112,33 +112,52 @@ def ranks_are_bad(draft: Draft) -> None:
     )
 
 
-def test_the_audit_finds_what_is_planted(teacher: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def others(sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     def control(draft: Draft) -> None:
         build_student("control-text", sequences, STUDENT, 0, draft, text_IZ=TEXT)
 
-    others = {
+    folder, recipe = tmp_path_factory.mktemp("others"), {"student": STUDENT.model_dump(mode="json")}
+    return {
         "popularity": make(
-            tmp_path / "p",
-            "popularity",
-            recipe={},
-            inputs={},
-            build=lambda draft: build_baseline("popularity", sequences, draft),
+            folder / "p", "popularity", recipe={}, inputs={}, build=lambda draft: build_baseline("popularity", sequences, draft)
         ),
-        "control-text": make(
-            tmp_path / "c", "control-text", recipe={"student": STUDENT.model_dump(mode="json")}, inputs={}, build=control
-        ),
+        "control-text": make(folder / "c", "control-text", recipe=recipe, inputs={}, build=control),
     }
+
+
+def test_those_who_teach_are_judged_together(
+    teacher: Artifact, others: dict[str, Artifact], sequences: Sequences, tmp_path: Path
+) -> None:
+    """An ensemble of control-text alone is control-text; one of mostly the untrained teacher is worse, and heeded as such."""
+    control = others["control-text"]
+    judged = {}
+    for name, members in (("same", [(2.0, control)]), ("worse", [(50.0, teacher), (1.0, control)])):
+        build = lambda draft, members=members: build_audit(teacher, others, sequences, draft, members)  # noqa: E731
+        judged[name] = make(tmp_path / name, "audit", recipe={}, inputs={}, build=build)
+    told = {name: json.loads(audit.file("audit.json").read_text())["ensemble"] for name, audit in judged.items()}
+    assert told["same"]["overlap_at_20"]["control-text"] == 1
+    assert told["same"]["validation_ndcg_at_10"] == pytest.approx(control.metrics["validation"]["ndcg_at_10"])
+    assert worse_slices(judged["same"]) == [] and "popularity" in judged["same"].metrics["ensemble"]["beats"]
+    assert worse_slices(judged["worse"]) and told["worse"]["over"]["control-text"]["all"]["ci95"][1] < 0
+    assert told["worse"]["calibration"]["requests"] == len(sequences.evaluated_users)
+
+
+def test_the_audit_finds_what_is_planted(
+    teacher: Artifact, others: dict[str, Artifact], sequences: Sequences, tmp_path: Path
+) -> None:
     audit = make(
         tmp_path / "a", "audit", recipe={}, inputs={}, build=lambda draft: build_audit(teacher, others, sequences, draft)
     )
     told = json.loads(audit.file("audit.json").read_text())
-    assert audit.metrics["beats"] == []
+    assert audit.metrics["teacher"]["beats"] == [] and set(audit.metrics) & {"teacher", "ensemble"} == {"teacher"}
     assert "all" not in worse_slices(audit)
     assert worse_slices(audit)  # it has no hit anywhere, and control-text has
-    assert told["calibration"]["requests"] == len(sequences.evaluated_users)
-    assert told["calibration"]["temperature"] == audit.metrics["temperature"]
-    assert all(0 <= share <= 1 for share in told["overlap_at_20"].values()) and len(told["overlap_at_20"]) == 2
-    for found in told["teacher_over"]["control-text"].values():
+    assert told["teacher"]["calibration"]["requests"] == len(sequences.evaluated_users)
+    assert told["teacher"]["calibration"]["temperature"] == audit.metrics["teacher"]["temperature"]
+    shared = told["teacher"]["overlap_at_20"]
+    assert all(0 <= share <= 1 for share in shared.values()) and len(shared) == 2
+    for found in told["teacher"]["over"]["control-text"].values():
         if found:
             found["ci95"] = [-0.1, 0.1]
     (audit.path / "audit.json").write_text(json.dumps(told))
@@ -149,13 +168,13 @@ def test_the_audit_finds_what_is_planted(teacher: Artifact, sequences: Sequences
 @pytest.fixture(scope="module")
 def targets(teacher: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Targets:
     """The teacher's distributions and states."""
-    members = [(1.0, TeacherMember(load_teacher(teacher)))]
+    member = TeacherMember(load_teacher(teacher))
     made = make(
         tmp_path_factory.mktemp("targets") / "t",
         "targets",
         recipe={},
         inputs={},
-        build=lambda draft: build_targets(members, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
+        build=lambda draft: build_targets(member, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
     )
     return load_targets(made, sequences.num_items)
 

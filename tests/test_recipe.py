@@ -80,10 +80,6 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"minilm.relation_heads = 5 does not divide student.hidden_size = 64",
         ),
         (
-            'name = "x"\n[data]\n[targets]\nmembers = { teacher = 1.0, control-text = 1.0 }\n[distill]\nfollow_audit = true\n',
-            r"r.toml:6, .*distill.follow_audit needs targets.members = \{ teacher = 1.0 \}",
-        ),
-        (
             'name = "x"\n[data]\n[student]\nnum_layers = 1\n[export]\nfirst_layer_table = true\n',
             r"r.toml:6, .*r.toml:4: export.first_layer_table looks up what the first of several layers computes",
         ),

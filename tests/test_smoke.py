@@ -73,6 +73,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
+    keys += ["distill.follow_audit=true"]
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
     assert {"control-ensemble-kd", "student"} < set(found["rows"])
@@ -84,6 +85,9 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
+    audit = load(runs / "seed-0" / "audit")
+    assert {name: audit.manifest["inputs"][f"member {name}"] for name in digest} == digest
+    assert load(runs / "seed-0" / "student").manifest["inputs"]["audit"] == audit.digest
     terms = {arm: set(kept_history(load(runs / "seed-0" / arm))[0]) for arm in ("control-id", "control-text", "student")}
     known = {"epoch", "validation_ndcg_at_10", "loss", "label", "fgm"}
     assert terms["control-id"] == known and terms["control-text"] == known | {"text_alignment"}

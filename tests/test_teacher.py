@@ -16,7 +16,7 @@ import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.evaluation import Validator
 from distill.llm import TeacherError, build_llm, check_causal, last_projections, load_body, load_tokenizer
-from distill.members import Member, StudentMember, TeacherMember
+from distill.members import Ensemble, StudentMember, TeacherMember
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import _encode_resumably, build_text, encode, load_text
@@ -284,10 +284,6 @@ def test_interrupted_text_goes_on(tiny_llm: Artifact, tmp_path: Path, monkeypatc
     assert resumed.manifest["files"] == whole.manifest["files"]
 
 
-def alone(teacher: Teacher) -> list[tuple[float, Member]]:
-    return [(1.0, TeacherMember(teacher))]
-
-
 def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Sequences, tmp_path: Path) -> None:
     teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
     section = TargetsSection(top_k=5, temperature=2.0)
@@ -296,7 +292,7 @@ def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Se
         "targets",
         recipe={},
         inputs={},
-        build=lambda draft: build_targets(alone(teacher), sequences, section, draft),
+        build=lambda draft: build_targets(TeacherMember(teacher), sequences, section, draft),
     )
     targets = load_targets(artifact, sequences.num_items)
     windows = TrainingWindows(sequences, SECTION.max_length)
@@ -315,7 +311,7 @@ def test_targets_are_the_teachers_distribution(tiny_llm: Artifact, sequences: Se
         "targets",
         recipe={},
         inputs={},
-        build=lambda d: build_targets(alone(teacher), sequences, TargetsSection(), d),
+        build=lambda d: build_targets(TeacherMember(teacher), sequences, TargetsSection(), d),
     )
     assert load_targets(whole, sequences.num_items).at(batch.position_BL[keep], torch.device("cpu")).tail_N.max() < 1e-2
 
@@ -326,7 +322,7 @@ def test_members_are_averaged(tiny_llm: Artifact, sequences: Sequences, tmp_path
     teacher = shaken(new_teacher(tiny_llm, TEXT, SECTION))
     student = shaken(Student(StudentSection(hidden_size=16, num_layers=1, max_length=20), sequences.num_items, None))
     section = TargetsSection(top_k=8, temperature=1.5)
-    members: list[tuple[float, Member]] = [(3.0, TeacherMember(teacher)), (1.0, StudentMember(student))]
+    members = Ensemble([(3.0, TeacherMember(teacher)), (1.0, StudentMember(student))])
 
     def build(draft: Draft) -> None:
         build_targets(members, sequences, section, draft)
@@ -353,9 +349,9 @@ def test_targets_hold_the_states_of_the_first_member(tiny_llm: Artifact, sequenc
     batch = next(TrainingWindows(sequences, SECTION.max_length).overlapping(4))
     keep, history = torch.from_numpy(batch.label_BL > 0), torch.from_numpy(batch.history_BL)
     for number, first in enumerate((TeacherMember(teacher), StudentMember(student))):
-        members: list[tuple[float, Member]] = [(1.0, first), (1.0, StudentMember(student))]
+        members = Ensemble([(1.0, first), (1.0, StudentMember(student))])
 
-        def build(draft: Draft, members: list[tuple[float, Member]] = members) -> None:
+        def build(draft: Draft, members: Ensemble = members) -> None:
             build_targets(members, sequences, TargetsSection(), draft, names)
 
         made = make(tmp_path / str(number), "targets", recipe={}, inputs={}, build=build)
@@ -454,7 +450,7 @@ def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tm
         "targets",
         recipe={},
         inputs={},
-        build=lambda d: build_targets(alone(teacher), sequences, section, d, ["hidden"]),
+        build=lambda d: build_targets(TeacherMember(teacher), sequences, section, d, ["hidden"]),
     )
     shard = next(artifact.path.glob("shard-*.safetensors"))
     good = load_file(shard)

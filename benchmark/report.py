@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Row:
     missing: str = ""
     runtime: str = "onnxruntime"  # of a graph or a student
     endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
+    graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def build_report(
             top=_top(draft, row, 0),
             runtime=row.runtime,
             endpoint=row.endpoint,
+            graph=row.graph,
         )
         for row in runnable
     }
@@ -154,7 +156,8 @@ def _tops(
     ran = [row for row in rows if not failure(results[row.variant])]
     others = [(row, number) for row in ran for number in range(1, len(row.artifacts))]
     for row, number in console.progress(others, "accuracy of further seeds"):
-        job = _job(row.artifacts[number], section, data=str(data.path), top=_top(draft, row, number), runtime=row.runtime)
+        what = {"top": _top(draft, row, number), "runtime": row.runtime, "graph": row.graph}
+        job = _job(row.artifacts[number], section, data=str(data.path), **what)
         result = run_process(job, section, draft.checkpoint)
         if "error" in result:
             results[row.variant].append(result)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +28,18 @@ class Opened:
 
 
 @opens
-def open_variant(artifact: Artifact, num_threads: int, runtime: str = "onnxruntime", k: int = EVALUATION_K) -> Opened:
+def open_variant(
+    artifact: Artifact,
+    num_threads: int,
+    runtime: str = "onnxruntime",
+    k: int = EVALUATION_K,
+    graph: Mapping[str, Any] = MappingProxyType({}),
+) -> Opened:
     """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs.
 
-    `runtime` is what runs an ONNX graph or a student, which then returns `k` items.
+    `runtime` is what runs an ONNX graph or a student, which then returns `k` items and is made a graph of these options.
     """
-    opened = _open(artifact, num_threads, runtime, k)
+    opened = _open(artifact, num_threads, runtime, k, graph)
     opened.recommender.recommend(np.array([[1]]), 1)
     return opened
 
@@ -44,7 +53,7 @@ def open_endpoint(artifact: Artifact, endpoint: str) -> Opened:
     return Opened(served, "triton remote", "served", artifact.metrics["num_parameters"])
 
 
-def _open(artifact: Artifact, num_threads: int, runtime: str, k: int) -> Opened:
+def _open(artifact: Artifact, num_threads: int, runtime: str, k: int, options: Mapping[str, Any]) -> Opened:
     if artifact.kind in ("popularity", "item-knn"):
         from recommender.baselines import load_baseline
 
@@ -58,7 +67,7 @@ def _open(artifact: Artifact, num_threads: int, runtime: str, k: int) -> Opened:
     if artifact.kind == "student":
         from benchmark.baselines import open_baseline
 
-        baseline = open_baseline(runtime, artifact, num_threads, k)
+        baseline = open_baseline(runtime, artifact, num_threads, k, **options)
         return Opened(baseline, f"{runtime} cpu", "fp32", artifact.metrics.get("num_parameters", 0))
     if artifact.kind == "openvino":
         from recommender.runtimes.openvino import IR, IR_WEIGHTS, OpenVinoRecommender

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Job:
     data: str = ""  # the dataset artefact: rank for its evaluated users …
     top: str = ""  # … and put the lists here (.npy of int64[U, K])
     runtime: str = "onnxruntime"  # of a graph or a student
+    graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
     endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
     ceiling: bool = False  # measure the machine instead of a variant
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
@@ -63,7 +64,7 @@ def run_job(job: Job) -> dict[str, Any]:
     elif job.endpoint:
         opened = open_endpoint(artifact, job.endpoint)
     else:
-        opened = open_variant(artifact, section.num_threads, job.runtime, section.k)
+        opened = open_variant(artifact, section.num_threads, job.runtime, section.k, job.graph)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
     if job.histories:
         result |= _speed(opened, job, section)

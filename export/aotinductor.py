@@ -38,7 +38,7 @@ def write_package(student: Artifact, sequences: Sequences, section: ExportSectio
     opened = load_student(student)
     package = partial / PACKAGE
     compile_graph(
-        ServingGraph(opened, section.k, first_stage=section.first_stage, first_layer=section.first_layer_table),
+        ServingGraph(opened, section.k, **section.graph_options),
         section.inputs,
         package,
     )

@@ -100,9 +100,7 @@ def build_in_precision(
     if table is None or table.data_type != onnx.TensorProto.FLOAT:
         raise AppendError(f"{appended.path} has no item table of float32; append to the graph of fp32 (export.dtype)")
     table_ID = torch.from_numpy(numpy_helper.to_array(table).copy())
-    graph = ServingGraph(
-        load_student(student), whole.k, DTYPES[precision], section.first_stage, table_ID, section.first_layer_table
-    )
+    graph = ServingGraph(load_student(student), whole.k, DTYPES[precision], table_ID=table_ID, **section.graph_options)
     write_graph(graph, list(whole.inputs), appended.metrics["opset"], student.digest, draft.path / GRAPH)
     shutil.copyfile(appended.file(ITEM_IDS), draft.path / ITEM_IDS)
     requests = parity_requests(sequences, section.parity_histories, whole.k)

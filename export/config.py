@@ -118,6 +118,11 @@ class ExportSection(Section):
         """(dimensions, items) of the first of two stages; 0 dimensions: there is one."""
         return self.first_stage_dims, self.first_stage_items
 
+    @property
+    def graph_options(self) -> dict[str, Any]:
+        """How `export.graph.ServingGraph` is made."""
+        return {"first_stage": self.first_stage, "first_layer": self.first_layer_table}
+
     def of_graph(self) -> dict[str, Any]:
         """The keys on which an exported graph depends."""
         return self.model_dump(mode="json", exclude={"tensorrt", "triton", "text_encoder"})

@@ -33,7 +33,7 @@ def build_onnx(
         raise ValueError(f"export.k = {section.k} needs a catalogue of more items than that, it has {sequences.num_items}")
     graph, precision = draft.path / GRAPH, precision or section.dtype
     write_graph(
-        ServingGraph(student.cpu(), section.k, DTYPES[precision], section.first_stage, first_layer=section.first_layer_table),
+        ServingGraph(student.cpu(), section.k, DTYPES[precision], **section.graph_options),
         section.inputs,
         section.opset,
         digest,

@@ -474,8 +474,10 @@ class Pipeline:
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section = self.recipe.benchmark
         if section.full:
-            students = [self.arm("student", seed) for seed in seeds]
-            rows += [Row(f"student-{runtime}", students, runtime=runtime) for runtime in ("pytorch", "aotinductor")]
+            students, graph = [self.arm("student", seed) for seed in seeds], self.recipe.export.graph_options
+            rows += [
+                Row(f"student-{runtime}", students, runtime=runtime, graph=graph) for runtime in ("pytorch", "aotinductor")
+            ]
         if section.endpoint:
             rows += [Row("student-endpoint", graphs[:1], endpoint=f"{section.endpoint}/{self.recipe.export.triton.name}")]
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {

@@ -10,9 +10,11 @@ import onnx
 import pytest
 import torch
 
-from benchmark.baselines import METHODS
+from benchmark.baselines import METHODS, TorchRecommender
 from benchmark.baselines.plain_graph import PlainGraph, to_plain_onnx
 from benchmark.variants import open_variant
+from export.config import ExportSection
+from export.graph import ServingGraph
 from foundation.artifact import Artifact, make
 from recommender.config import StudentSection
 from recommender.runtimes.base import GRAPH
@@ -42,6 +44,18 @@ def histories() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     padded = np.concatenate([np.zeros((4, 5), int), rng.integers(1, NUM_ITEMS, (4, 8))], axis=1)
     return [rng.integers(1, NUM_ITEMS, (3, 7)), rng.integers(1, NUM_ITEMS, (1, 25)), padded]
+
+
+def test_a_student_is_served_as_the_recipe_exports_it(student: Artifact) -> None:
+    """In two stages as well, the first layer looked up."""
+    options = ExportSection(k=K, first_stage_dims=12, first_stage_items=100, first_layer_table=True).graph_options
+    served = open_variant(student, 1, "pytorch", K, options).recommender
+    assert isinstance(served, TorchRecommender) and isinstance(served.graph, ServingGraph)
+    assert served.graph.two_stages and served.graph.layer_I3 is not None
+    reference = StudentRecommender(load_student(student))
+    for history_BL in histories():
+        expected, found = reference.recommend(history_BL, K)[0], served.recommend(history_BL, K)[0]
+        assert np.mean([len(set(a) & set(b)) / K for a, b in zip(expected, found, strict=True)]) > 0.9
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("pytorch-compiled", "aotinductor")])

@@ -8,10 +8,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmark.baselines.parts import PartsRecommender
 from benchmark.baselines.plain_graph import PlainGraph
@@ -23,10 +24,11 @@ from recommender.runtimes.aotinductor import AotInductorRecommender
 from recommender.student import Student, load_student
 
 
-def open_baseline(method: str, student: Artifact, num_threads: int, k: int) -> Recommender:
-    """The recommender `method` makes of a student."""
+def open_baseline(method: str, student: Artifact, num_threads: int, k: int, **options: Any) -> Recommender:
+    """The recommender `method` makes of a student; `options` are `ServingGraph`'s, of those that are one."""
     torch.set_num_threads(num_threads)
-    return METHODS[method](load_student(student), num_threads, k)
+    opened = load_student(student)
+    return METHODS[method](opened, num_threads, ServingGraph(opened, k, **options).eval())
 
 
 class TorchRecommender:
@@ -41,25 +43,17 @@ class TorchRecommender:
         return index_BK.numpy()[:, :k], score_BK.numpy()[:, :k]
 
 
-def _eager(graph: type[nn.Module]) -> Callable[[Student, int, int], Recommender]:
-    return lambda student, num_threads, k: TorchRecommender(graph(student, k).eval())
-
-
-def _compiled(student: Student, num_threads: int, k: int) -> Recommender:
-    return TorchRecommender(torch.compile(ServingGraph(student, k).eval(), dynamic=True))
-
-
-def _packaged(student: Student, num_threads: int, k: int) -> Recommender:
+def _packaged(student: Student, num_threads: int, graph: ServingGraph) -> Recommender:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
-        compile_graph(ServingGraph(student, k), [], package)
+        compile_graph(graph, [], package)
         return AotInductorRecommender(package, sha256_file(package), num_threads)
 
 
-METHODS: dict[str, Callable[[Student, int, int], Recommender]] = {
-    "plain-pytorch": _eager(PlainGraph),
-    "pytorch": _eager(ServingGraph),
-    "pytorch-compiled": _compiled,
+METHODS: dict[str, Callable[[Student, int, ServingGraph], Recommender]] = {
+    "plain-pytorch": lambda student, num_threads, graph: TorchRecommender(PlainGraph(student, graph.k).eval()),
+    "pytorch": lambda student, num_threads, graph: TorchRecommender(graph),
+    "pytorch-compiled": lambda student, num_threads, graph: TorchRecommender(torch.compile(graph, dynamic=True)),
     "aotinductor": _packaged,
-    "parts": lambda student, num_threads, k: PartsRecommender(student, num_threads),
+    "parts": lambda student, num_threads, graph: PartsRecommender(student, num_threads),
 }

@@ -25,12 +25,11 @@ class Member(Protocol):
 
     max_length: int
 
-    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
-        """Of the next item after every position that `keep_BL` marks, float32[N, I]."""
-        ...
+    def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """After every position that `keep_BL` marks: log-probabilities of the next item, float32[N, I], and the states held.
 
-    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """What the model holds at those positions (`objectives.config.STATES`), by name, each float[N, *]."""
+        `states` names those that are asked for (`objectives.config.STATES`), each float[N, *].
+        """
         ...
 
 
@@ -49,16 +48,11 @@ class TeacherMember:
             self.table_IE = teacher.table()
 
     @torch.no_grad()
-    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
+    def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(self.dtype):
-            hidden_BLE = self.teacher(history_BL, self.table_IE)
-        return (hidden_BLE[keep_BL].float() @ self.table_IE[1:].float().T).log_softmax(-1)
-
-    @torch.no_grad()
-    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        with autocast(self.dtype):
-            found = self.teacher.states(history_BL, self.table_IE, projections="query" in names)
-        return {name: found[name][keep_BL] for name in names}
+            found = self.teacher.states(history_BL, self.table_IE, projections="query" in states)
+        logits_NI = found["hidden"][keep_BL].float() @ self.table_IE[1:].float().T
+        return logits_NI.log_softmax(-1), {name: found[name][keep_BL] for name in states}
 
 
 class StudentMember:
@@ -70,14 +64,10 @@ class StudentMember:
             self.table_ID = self.student.items()
 
     @torch.no_grad()
-    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
-        hidden_BLD = self.student(history_BL, self.table_ID)
-        return (hidden_BLD[keep_BL] @ self.table_ID[1:].T).log_softmax(-1)
-
-    @torch.no_grad()
-    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         found = self.student.states(history_BL, self.table_ID)
-        return {name: found[name][keep_BL] for name in names}
+        logits_NI = found["hidden"][keep_BL] @ self.table_ID[1:].T
+        return logits_NI.log_softmax(-1), {name: found[name][keep_BL] for name in states}
 
 
 class Ensemble:
@@ -87,15 +77,14 @@ class Ensemble:
         self.members, self.total = members, sum(weight for weight, _ in members)
         self.max_length = min(member.max_length for _, member in members)
 
-    def log_probabilities(self, history_BL: Tensor, keep_BL: Tensor) -> Tensor:
-        mean_NI = torch.zeros((), device=device())
-        for weight, member in self.members:
-            mean_NI = mean_NI + weight / self.total * member.log_probabilities(history_BL, keep_BL)
-        return mean_NI
-
-    def states(self, history_BL: Tensor, keep_BL: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """Those of the first member."""
-        return self.members[0][1].states(history_BL, keep_BL, names)
+    def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """States are those of the first member."""
+        (weight, first), *others = self.members
+        own_NI, held = first.see(history_BL, keep_BL, states)
+        mean_NI = weight / self.total * own_NI
+        for weight, member in others:
+            mean_NI = mean_NI + weight / self.total * member.see(history_BL, keep_BL)[0]
+        return mean_NI, held
 
 
 class MemberRecommender:
@@ -114,4 +103,4 @@ def after_last(member: Member, history_BL: Tensor) -> Tensor:
     history_BL = history_BL[:, -member.max_length :]
     keep_BL = torch.zeros_like(history_BL, dtype=torch.bool)
     keep_BL[:, -1] = True
-    return member.log_probabilities(history_BL, keep_BL)
+    return member.see(history_BL, keep_BL)[0]

@@ -61,17 +61,14 @@ def _shard(member: Member, batches: list[Batch], section: TargetsSection, states
     for batch in batches:
         keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
         history_BL = torch.from_numpy(batch.history_BL).to(device())
-        log_p_NI = member.log_probabilities(history_BL, keep_BL)
+        log_p_NI, held = member.see(history_BL, keep_BL, states)
         top = (log_p_NI / section.temperature).softmax(-1).topk(min(section.top_k, log_p_NI.shape[-1]), dim=-1)
         part = {
             "position": batch.position_BL[batch.label_BL > 0],
             "index": top.indices.int().cpu().numpy(),
             "probability": top.values.half().cpu().numpy(),
         }
-        if states:
-            held = member.states(history_BL, keep_BL, states)
-            part |= {name: _halved(name, held[name]) for name in states}
-        parts.append(part)
+        parts.append(part | {name: _halved(name, state_NW) for name, state_NW in held.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

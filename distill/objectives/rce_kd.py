@@ -32,9 +32,9 @@ class RejuvenatedCrossEntropy(Objective[RceKdOptions]):
         num_top = min(self.options.num_top, targets.index_NK.shape[-1])
         ranked_NC = student_NI.detach().topk(min(max(self.options.num_candidates, num_top), num_items), dim=-1).indices
         # All that counts stands in these columns: the student's first items, then those of Qt that are not among them.
-        top_NK, stored_NC = targets.index_NK[:, :num_top], self._stored(targets.index_NK, ranked_NC, num_items)
+        top_NK, stored_NC = targets.index_NK[:, :num_top], self._stored(targets.index_NK, ranked_NC)
         in_teacher_NC, in_student_C = (stored_NC >= 0) & (stored_NC < num_top), self._columns(ranked_NC) < num_top
-        only_teacher_NK = self._stored(ranked_NC, top_NK, num_items) < 0
+        only_teacher_NK = self._stored(ranked_NC, top_NK) < 0
         other_NC = (in_teacher_NC & ~in_student_C).scatter(-1, self._drawn(in_teacher_NC), True)
         parts = (
             torch.cat([in_student_C.expand_as(other_NC), torch.zeros_like(only_teacher_NK)], dim=-1),
@@ -52,11 +52,12 @@ class RejuvenatedCrossEntropy(Objective[RceKdOptions]):
     def _columns(x_NC: Tensor) -> Tensor:
         return torch.arange(x_NC.shape[-1], device=x_NC.device)
 
-    def _stored(self, index_NK: Tensor, asked_NC: Tensor, num_items: int) -> Tensor:
+    @staticmethod
+    def _stored(index_NK: Tensor, asked_NC: Tensor) -> Tensor:
         """The column of `index_NK` that holds each of the asked items, or -1; int64[N, C]."""
-        nowhere_NI = torch.full((len(index_NK), num_items), -1, dtype=torch.int32, device=index_NK.device)
-        place_NK = self._columns(index_NK).int().expand_as(index_NK)
-        return nowhere_NI.scatter_(-1, index_NK, place_NK).gather(-1, asked_NC).long()
+        sorted_NK, column_NK = index_NK.sort(dim=-1)
+        place_NC = torch.searchsorted(sorted_NK, asked_NC.contiguous()).clamp(max=index_NK.shape[-1] - 1)
+        return torch.where(sorted_NK.gather(-1, place_NC) == asked_NC, column_NK.gather(-1, place_NC), -1)
 
     def _drawn(self, from_teacher_NC: Tensor) -> Tensor:
         """Columns of the student's list, drawn without replacement; int64[N, at most num_drawn]."""

@@ -104,6 +104,11 @@ def freeze(body: Any, num_layers: int) -> None:
         layer.requires_grad_(True)
 
 
+def inclusion(count_I: np.ndarray, num_drawn: int) -> np.ndarray:
+    """The chance of each item to be among `num_drawn` interactions, float64[I]."""
+    return -np.expm1(num_drawn * np.log1p(-count_I / count_I.sum()))
+
+
 def sampled_softmax(hidden_PD: Tensor, table_ND: Tensor, label_P: Tensor, log_q_N: Tensor) -> Tensor:
     """Cross-entropy over a catalogue of which N items were drawn, each with probability q; labels always are among them."""
     score_PN = hidden_PD @ table_ND.T
@@ -160,8 +165,7 @@ def build_item_encoder(
         history_BL, label_BL = torch.from_numpy(place[1:].reshape(seen_2BL.shape)).to(device())
         hidden_PD = student(history_BL, table_ND)[label_BL > 0]
         num_drawn = len(batch) + len(batch.history_BL)  # of every window its labels and its first item
-        log_q_N = np.log(-np.expm1(num_drawn * np.log1p(-count_I[row_N[1:]] / count_I.sum())))
-        log_q = torch.from_numpy(log_q_N).float().to(device())
+        log_q = torch.from_numpy(np.log(inclusion(count_I, num_drawn)[row_N[1:]])).float().to(device())
         return {"loss": sampled_softmax(hidden_PD, table_ND[1:], label_BL[label_BL > 0] - 1, log_q)}
 
     def validate() -> float:

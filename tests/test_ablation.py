@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import polars as pl
 
 from distill.objectives.config import OPTIONS as OBJECTIVES
 from distill.regularisers.config import OPTIONS as REGULARISERS
-from foundation.recipe import load_recipe
-from recdistill.recipe import Recipe
 from tests.constructed import write_chain_dataset
 from tools import ablation
 
 
-def test_every_variant_is_a_recipe_of_its_own() -> None:
-    found = {}
+def test_every_variant_is_a_recipe_of_its_own(tmp_path: Path) -> None:
+    found, data = {}, write_chain_dataset(tmp_path / "chain")
+    arguments = argparse.Namespace(recipe=Path("recipes/amazon18-games.toml"), set=[], runs=tmp_path)
     for name, variant in ablation.VARIANTS.items():
-        recipe = load_recipe(Recipe, Path("recipes/amazon18-games.toml"), [*ablation.ALONE, *variant.keys])
+        recipe = ablation._pipeline(arguments, data, "x", variant.keys).recipe
         found[name] = (variant.arm, recipe.model_dump_json())
     own = {value for name, value in found.items() if name not in (ablation.BASE, "label weight 0.2")}  # the recipe's own weight
     assert len(own) == len(found) - 2

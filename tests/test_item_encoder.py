@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from distill.config import ItemEncoderSection, TextSection
 from distill.evaluation import kept_history
-from distill.item_encoder import build_item_encoder, freeze, sampled_softmax
+from distill.item_encoder import ItemEncoder, build_item_encoder, freeze, inclusion, sampled_softmax
 from distill.llm import TeacherError, load_body, load_tokenizer
 from distill.pooling import load_pooled_body, pooled
 from distill.text import build_text, encode, load_text
@@ -67,6 +67,12 @@ def test_the_sum_over_a_drawn_catalogue_is_unbiased() -> None:
     assert abs(sums.mean() - truth) < 4 * sums.std() / len(sums) ** 0.5
 
 
+def test_chances_to_be_in_a_batch() -> None:
+    count = np.array([0, 50, 30, 15, 5])
+    draws = np.random.default_rng(0).choice(5, (20_000, 12), p=count / count.sum())
+    assert np.allclose([(draws == item).any(axis=1).mean() for item in range(5)], inclusion(count, 12), atol=0.01)
+
+
 # --- what it reads
 
 
@@ -85,6 +91,17 @@ def test_layers_side_by_side(architecture: str, tmp_path: Path) -> None:
     assert torch.allclose(both, pooled(body, [1, -1], tokens["input_ids"], tokens["attention_mask"], pad_mask=False), atol=1e-5)
     with pytest.raises(ValueError, match=r"text\.layers = \[1, 3\] names 3, but the LLM has 2"):
         load_pooled_body(llm, [1, 3])
+
+
+@torch.no_grad()
+def test_every_item_gets_its_own_vector(tiny_llm: Artifact) -> None:
+    """Texts of mixed lengths, an empty one among them, pass through the LLM by length; the answer is in the order asked for."""
+    texts = ["thing 1 group ( 3 )", "thing", "thing 12 , 4", "", "group 5"]
+    tokens = load_tokenizer(tiny_llm)(texts)["input_ids"]
+    encoder = ItemEncoder(load_pooled_body(tiny_llm, [1, 2]), [1, 2], tokens, torch.float32)
+    rows = np.array([3, 1, 5, 2, 4])
+    assert torch.allclose(encoder(rows), torch.cat([encoder(rows[n : n + 1]) for n in range(5)]), atol=1e-5)
+    assert torch.allclose(encoder.all_items()[1:], encoder(np.arange(1, 6)), atol=1e-5) and encoder.all_items()[0].eq(0).all()
 
 
 def test_frozen_layers(tiny_llm: Artifact) -> None:
@@ -147,7 +164,14 @@ def two_llms(
     return tiny_llm, tuned(tmp_path_factory.mktemp("tuned"), tiny_llm, dataset, sequences)
 
 
-def test_it_starts_at_control_text_and_gains(two_llms: tuple[Artifact, Artifact]) -> None:
+def test_untrained_it_is_control_text(tiny_llm: Artifact, dataset: Artifact, sequences: Sequences, tmp_path: Path) -> None:
+    still = OPTIM.model_copy(update={"learning_rate": 1e-12, "epochs": 1}).model_dump()
+    encoder = tuned(tmp_path, tiny_llm, dataset, sequences, ids=True, body_learning_rate=1e-12, optim=still)
+    control = load(tmp_path / "control").metrics["validation"]["ndcg_at_10"]
+    assert encoder.metrics["validation"]["ndcg_at_10"] == pytest.approx(control, abs=0.005)
+
+
+def test_it_learns(two_llms: tuple[Artifact, Artifact]) -> None:
     control, encoder = load(two_llms[1].path.parent / "control"), two_llms[1]
     curve = [epoch["validation_ndcg_at_10"] for epoch in kept_history(encoder)]
     assert max(curve) > control.metrics["validation"]["ndcg_at_10"] - 0.02 and max(curve) > 0.75

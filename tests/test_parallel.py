@@ -35,9 +35,11 @@ def test_every_task_comes_after_those_it_needs(keys: tuple[str, ...]) -> None:
         assert set(task.after) <= set(tasks[:number]), task
     teacher = next(task for task in tasks if (task.method, task.arguments) == ("teacher", (1,)))
     assert ("arm", ("control-tuned", 1)) in {(task.method, task.arguments) for task in teacher.after}
+    audit = next(task for task in tasks if (task.method, task.arguments) == ("audit", (0,)))
+    assert (teacher in audit.after) == ("targets.seeds=all" in keys), "who teaches is audited, of every seed where all teach"
 
 
-def test_side_by_side_is_one_after_the_other(tmp_path: Path) -> None:
+def test_side_by_side_is_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=60), write_tiny_llm(tmp_path / "tiny-llm")
     made = {}
     for jobs in ("1", "3"):
@@ -52,6 +54,7 @@ def test_side_by_side_is_one_after_the_other(tmp_path: Path) -> None:
             for path in folder.rglob("manifest.json")
         }
     assert made["1"] == made["3"] and "seed-0/student" in made["3"]
+    assert "waiting for another process" not in capfd.readouterr().err, "nothing is begun before what it needs"
 
 
 def test_what_fails_ends_the_rest(tmp_path: Path) -> None:

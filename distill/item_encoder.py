@@ -96,7 +96,11 @@ class ItemEncoder(nn.Module):
 def freeze(body: Any, num_layers: int) -> None:
     """Keep all but the layers after the first `num_layers` as it is: token embeddings and final norm as well."""
     depth = body.config.num_hidden_layers
-    stack = next(m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    stack = next((m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
+    if stack is None:
+        raise TeacherError(
+            f"{type(body).__name__} keeps its layers in no list: it cannot be tuned as item encoder; take another LLM"
+        )
     if num_layers >= depth:
         raise TeacherError(f"item_encoder.frozen_layers = {num_layers} leaves none of the {depth} layers that text.layers read")
     body.requires_grad_(False)

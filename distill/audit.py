@@ -1,9 +1,10 @@
-"""Stage: the teacher audit. Before anything is distilled: does the teacher beat the controls, and where?
+"""Stage: the teacher audit. Before anything is distilled: does the teacher beat the controls, and where? Do those who teach?
 
 By the one evaluator, on validation, overall and by slice (`recommender/slices.py`); on a sample of validation's users also how
 much its lists share with theirs, how well its probabilities are calibrated (over the whole catalogue, as the targets hold them,
-items already seen included), and the temperature that calibrates them. A teacher that does not win is reported as such.
-`worse_slices` is where distillation that follows the audit does not listen to it.
+items already seen included), and the temperature that calibrates them. A teacher that does not win is reported as such. Where
+others teach than the teacher alone, their mean is judged beside it. `worse_slices` is where distillation that follows the audit
+does not listen to who teaches.
 """
 
 from __future__ import annotations

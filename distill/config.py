@@ -126,8 +126,8 @@ class DistillSection(Section):
     )
     follow_audit: bool = Field(
         default=False,
-        description="the student is not taught where the audit shows the teacher worse than control-text (a slice of items or "
-        "histories)",
+        description="the student is not taught where the audit shows those who teach worse than control-text (a slice of items "
+        "or histories)",
     )
     label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
     objectives: Objectives = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")

@@ -1,7 +1,7 @@
 """Stage: the LLM tuned end to end to encode items, for what users do next.
 
 Shapes: B batch, L length, P positions, I items (row 0 is padding), T tokens of a text at most, N items of a batch, D the
-student's hidden size, Z what the LLM says of a text (`distill/pooling.py`).
+student's hidden size, Z what the LLM says of a text (`distill/pooling.py`), K its principal components.
 
     e_i = b_i + eta W z_i,     z_i = (pooled LLM(text_i) - mu) / sigma
 
@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from distill.config import ItemEncoderSection, TextSection
 from distill.device import autocast, compute_dtype, device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
-from distill.llm import SOURCE, WEIGHTS_FOLDER, TeacherError, load_tokenizer
+from distill.llm import SOURCE, WEIGHTS_FOLDER, TeacherError, check_causal, load_tokenizer
 from distill.pooling import load_pooled_body, pooled
-from distill.text import text_basis
+from distill.text import mean_and_deviation, text_basis
 from distill.tracking import Tracker
 from distill.training import Fit
 from foundation.artifact import Artifact, Draft
@@ -88,9 +88,9 @@ class ItemEncoder(nn.Module):
     @torch.no_grad()
     def standardise(self) -> None:
         """Take mean and deviation of the catalogue as they are now."""
-        z_IZ = self.all_items()[1:]
-        self.mean_Z.copy_(z_IZ.mean(0))
-        self.std_Z.copy_(z_IZ.std(0, correction=0) + 1e-3 * z_IZ.abs().mean() + 1e-6)
+        mean_Z, std_Z = mean_and_deviation(self.all_items()[1:].cpu().numpy())
+        self.mean_Z.copy_(torch.from_numpy(mean_Z))
+        self.std_Z.copy_(torch.from_numpy(std_Z))
 
 
 def freeze(body: Any, num_layers: int) -> None:
@@ -123,9 +123,9 @@ def sampled_softmax(hidden_PD: Tensor, table_ND: Tensor, label_P: Tensor, log_q_
 @torch.no_grad()
 def _start_at(student: Student, control: Artifact, text: Artifact) -> None:
     """Take over a trained arm: its principal components become a projection of all Z dimensions."""
-    arm, basis_DZ = load_student(control), torch.from_numpy(text_basis(text))
+    arm, basis_ZK = load_student(control), torch.from_numpy(text_basis(text))
     assert arm.items.projection is not None and student.items.projection is not None
-    weight_DZ = arm.items.projection.weight @ basis_DZ.T
+    weight_DZ = arm.items.projection.weight @ basis_ZK.T
     student.load_state_dict(arm.state_dict() | {"items.projection.weight": weight_DZ, "items.text_IZ": student.items.text_IZ})
 
 
@@ -147,6 +147,7 @@ def build_item_encoder(
     """
     torch.manual_seed(seed)
     tokenizer, body = load_tokenizer(llm), load_pooled_body(llm, text.layers)
+    check_causal(body)
     freeze(body, section.frozen_layers)
     tokens = tokenizer(list(prompts), truncation=True, max_length=text.max_tokens)["input_ids"]
     encoder = ItemEncoder(body, text.layers, tokens, compute_dtype("auto")).to(device()).eval()
@@ -157,7 +158,7 @@ def build_item_encoder(
     if not section.ids:
         student.items.id_ID.requires_grad_(False).zero_()
     validator = Validator(sequences, architecture.max_length, section.optim, device())
-    count_I = np.bincount(np.concatenate([sequences.train(u) for u in range(sequences.num_users)]), minlength=len(tokens) + 1)
+    count_I = sequences.train_counts()
 
     def table_of(row_N: np.ndarray, z_NZ: Tensor) -> Tensor:
         return student.items.id_ID[torch.from_numpy(row_N).to(device())] + student.items.of_text(z_NZ)

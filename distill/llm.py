@@ -164,13 +164,13 @@ def causal_config(config: Any, num_layers: int) -> Any:
     config.num_hidden_layers = num_layers or config.num_hidden_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
-    if not getattr(config, "is_decoder", False) and config.model_type in _ENCODERS:
+    if not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
         config.is_decoder = True
     config.use_cache = False
     return config
 
 
-_ENCODERS = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "ernie", "megatron-bert", "rembert")
+ENCODERS = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "ernie", "megatron-bert", "rembert")
 
 
 def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:

@@ -2,8 +2,9 @@
 
 Shapes: B texts, T tokens (padded at their end), D the LLM's width, C = len(layers) D.
 
-States between the first layer and the last pass through the body's final norm as well (where it has one): without it the first
-token's, hundreds of times larger than the others', would be all that is left of a mean. (Compare the logit lens.)
+States between the first layer and the last pass through the body's final norm as well: without it the first token's, hundreds
+of times larger than the others', would be all that is left of a mean (compare the logit lens). Encoders like BERT have no final
+norm: every layer's output is normed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.llm import load_body
+from distill.llm import ENCODERS, TeacherError, load_body
 from foundation.artifact import Artifact
 
 ALL = -1
-_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+_FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm")
 
 
 def load_pooled_body(llm: Artifact, layers: Sequence[int], **kwargs: Any) -> Any:
@@ -26,7 +27,17 @@ def load_pooled_body(llm: Artifact, layers: Sequence[int], **kwargs: Any) -> Any
     depth = llm.metrics["num_layers"]
     if too_deep := [layer for layer in layers if layer > depth]:
         raise ValueError(f"text.layers = {list(layers)} names {too_deep[0]}, but the LLM has {depth}; -1 takes all of them")
-    return load_body(llm, 0 if ALL in layers else max(layers), **kwargs).eval()
+    body = load_body(llm, 0 if ALL in layers else max(layers), **kwargs).eval()
+    if len(layers) > 1 and _final_norm(body) is None and body.config.model_type not in ENCODERS:
+        raise TeacherError(
+            f"text.layers = {list(layers)}: {type(body).__name__} has no final norm named {', '.join(_FINAL_NORMS)} for the "
+            "states in between; name one layer, or take another LLM"
+        )
+    return body
+
+
+def _final_norm(body: nn.Module) -> nn.Module | None:
+    return next((getattr(body, name) for name in _FINAL_NORMS if hasattr(body, name)), None)
 
 
 def pooled(body: Any, layers: Sequence[int], token_BT: Tensor, mask_BT: Tensor, pad_mask: bool = True) -> Tensor:
@@ -34,7 +45,7 @@ def pooled(body: Any, layers: Sequence[int], token_BT: Tensor, mask_BT: Tensor, 
     options: dict[str, Any] = {"attention_mask": mask_BT} if pad_mask else {}
     found = body(input_ids=token_BT, use_cache=False, output_hidden_states=len(layers) > 1, **options)
     deepest = body.config.num_hidden_layers
-    norm = next((getattr(body, name) for name in _FINAL_NORMS if hasattr(body, name)), nn.Identity())
+    norm = _final_norm(body) or nn.Identity()
     weight_BT1 = mask_BT[..., None].float()
     weight_BT1 = weight_BT1 / weight_BT1.sum(1, keepdim=True)
     states = [found.last_hidden_state if layer in (ALL, deepest) else norm(found.hidden_states[layer]) for layer in layers]

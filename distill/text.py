@@ -30,12 +30,11 @@ _CHUNK_BATCHES = 8
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
     """Encode every item (resumable by chunks) and fit the projection."""
-    prompts = [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)]
+    prompts = prompts_of(items, section)
     if len(set(prompts)) == 1:
         console.say("warning: every item has the same text; control-text and the teacher learn nothing from it")
     vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
-    mean_D, std_D = vectors_ID.mean(axis=0), vectors_ID.std(axis=0)
-    std_D += 1e-3 * np.abs(vectors_ID).mean() + 1e-6  # rounding of dimensions that hardly vary must not become a feature
+    mean_D, std_D = mean_and_deviation(vectors_ID)
     standard_ID = (vectors_ID - mean_D) / std_D
     components_DZ, scale = _principal_components(standard_ID, section.student_dims)
     if components_DZ.shape[1] < section.student_dims:
@@ -45,6 +44,18 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
     save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
     draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}
+
+
+def prompts_of(items: pl.DataFrame, section: TextSection) -> list[str]:
+    """What the LLM reads of each item."""
+    return [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)]
+
+
+def mean_and_deviation(vectors_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each dimension, by which vectors are standardised: float32[D], float32[D]."""
+    std_D = vectors_ID.std(axis=0)
+    std_D += 1e-3 * np.abs(vectors_ID).mean() + 1e-6  # rounding of dimensions that hardly vary must not become a feature
+    return vectors_ID.mean(axis=0), std_D
 
 
 def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarray:
@@ -62,7 +73,7 @@ def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame) -> np.ndarray
     """What a student reads of new items, float32[len(items), Z], computed as `text` was for the catalogue."""
     section = TextSection.model_validate(text.recipe["text"])
     fitted = load_file(text.file(VECTORS))
-    vectors_ND = encode(llm, [prompt_of(row, section.prompt) for row in items.iter_rows(named=True)], section)
+    vectors_ND = encode(llm, prompts_of(items, section), section)
     return project((vectors_ND - fitted["mean"]) / fitted["std"], fitted["components"], float(fitted["scale"][0]))
 
 

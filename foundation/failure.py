@@ -55,7 +55,7 @@ def is_machine_error(error: BaseException) -> bool:
 
 def explain(error: BaseException, go_on: str) -> str | None:
     """One line for the user: what the machine or a library could not do; None for what can only be a mistake of ours."""
-    for cause in _causes(error):
+    for cause in causes(error):
         said = first_line(str(cause), "no details")
         if lacks_memory(cause):
             return f"out of memory ({said}); lower a batch_size, or free some memory, then {go_on}"
@@ -90,7 +90,7 @@ def require_address_space(num_bytes: int, what: str) -> None:
         raise MemoryError(f"`ulimit -v` allows {limit / 2**30:.1f} GiB of address space; {what} needs {num_bytes / 2**30:.1f}")
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and what it was raised from: a library's own summary may hide what was lacking."""
     while error is not None:
         yield error

@@ -210,7 +210,8 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.jobs > 1:
         from recdistill.parallel import distill_tasks, make_side_by_side
 
-        make_side_by_side(pipeline, distill_tasks(pipeline.recipe), arguments.jobs)
+        for _ in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
+            pass  # told by `make` itself
     for seed in seeds:
         for name in pipeline.controls:
             if name != ENSEMBLE:  # which needs every seed's control-text

@@ -1,4 +1,4 @@
-"""The arms of a recipe side by side, one process each: a GPU is mostly idle while one small model is trained on it.
+"""The artefacts of a recipe side by side, one process each: a GPU is mostly idle while one small model is trained on it.
 
 Artefacts are what they would have been one after the other. Each process computes with `num_threads` of the recipe, so that on
 a CPU, whose cores one arm fills, nothing is gained.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -18,109 +19,159 @@ from pathlib import Path
 from typing import cast
 
 from distill.config import TargetsSection
+from foundation.failure import causes, first_line, lacks_memory
 from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
-from recdistill.supervisor import end_with
+from recdistill.supervisor import end_with, ended_by
+
+
+class Ended(RuntimeError):
+    """A process that made an artefact ended without a word."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One artefact: a method of `Pipeline` with its arguments, and the tasks it comes after."""
+    """One artefact: a method of a pipeline with its arguments, and the tasks it comes after."""
 
+    pipeline: Pipeline
     method: str
     arguments: tuple[str | int, ...] = ()
     after: tuple[Task, ...] = ()
 
+    def __str__(self) -> str:
+        return " ".join(map(str, (self.method, *self.arguments)))
 
-def distill_tasks(recipe: Recipe) -> list[Task]:
+
+def distill_tasks(pipeline: Pipeline) -> list[Task]:
     """What `recdistill distill` makes, in an order in which every task comes after those it needs."""
-    data, llm = Task("data"), Task("llm")
-    text = Task("text", after=(data, llm))
-    tasks = [data, llm, text]
+    recipe, tasks = pipeline.recipe, list[Task]()
+
+    def task(method: str, *arguments: str | int, after: Sequence[Task] = ()) -> Task:
+        tasks.append(Task(pipeline, method, arguments, tuple(dict.fromkeys(after))))
+        return tasks[-1]
+
+    data, llm = task("data"), task("llm")
+    text = task("text", after=(data, llm))
+    baselines = [task("baseline", name, after=[data]) for name in ("popularity", "item-knn")]
     trained: dict[tuple[str, int], Task] = {}
-
-    def add(name: str, seed: int, *after: Task, method: str = "arm") -> None:
-        arguments = (name, seed) if method == "arm" else (seed,)
-        trained[name, seed] = Task(method, arguments, after)
-        tasks.append(trained[name, seed])
-
+    text_of_student = dict.fromkeys(recipe.seeds, text)
     for seed in recipe.seeds:
-        add("control-id", seed, data)
-        add("control-text", seed, text)
-        read = text
+        own = {name: task("arm", name, seed, after=[read]) for name, read in (("control-id", data), ("control-text", text))}
         if recipe.item_encoder:
-            add(ITEM_ENCODER, seed, trained["control-text", seed], method="item_encoder")
-            read = trained[ITEM_ENCODER, seed]
-            add(TUNED, seed, read)
-        start = trained.get((recipe.teacher.item_init, seed), read)
-        add("teacher", seed, read, start, method="teacher")
+            own[ITEM_ENCODER] = task("item_encoder", seed, after=[own["control-text"]])
+            text_of_student[seed] = task("text_of", "student", seed, after=[own[ITEM_ENCODER]])
+            own[TUNED] = task("arm", TUNED, seed, after=[text_of_student[seed]])
+        start = own.get(recipe.teacher.item_init, data)
+        own["teacher"] = task("teacher", seed, after=[text_of_student[seed], start])
+        trained |= {(name, seed): one for name, one in own.items()}
 
-    def teaching(section: TargetsSection, seed: int) -> tuple[Task, ...]:
+    def teaching(section: TargetsSection, seed: int) -> list[Task]:
         seeds = recipe.seeds if section.seeds == "all" else [seed]
-        return tuple(trained[who, own] for who, weight in section.members.items() if weight for own in seeds)
+        return [trained[who, own] for who, weight in section.members.items() if weight for own in seeds]
 
-    for seed in recipe.seeds:
-        controls = [trained[name, seed] for name in ("control-id", "control-text", TUNED) if (name, seed) in trained]
-        add("audit", seed, trained["teacher", seed], *controls, *teaching(recipe.targets, seed), method="audit")
+    audits = {
+        seed: task(
+            "audit",
+            seed,
+            after=[
+                *baselines,
+                *(trained[name, seed] for name in (*pipeline.controls, "teacher") if name != ENSEMBLE),
+                *teaching(recipe.targets, seed),
+            ],
+        )
+        for seed in recipe.seeds
+    }
     for arm in ("student", *([ENSEMBLE] if recipe.distill.ensemble_control else [])):
-        section = targets_section(recipe, arm)
+        section, made = targets_section(recipe, arm), dict[int, Task]()
         for seed in recipe.seeds:
-            targets = Task("targets", (arm, recipe.seeds[0] if section.seeds == "all" else seed), teaching(section, seed))
-            tasks += [] if targets in tasks else [targets]
-            heeded = [trained["audit", seed]] if arm == "student" and recipe.distill.follow_audit else []
-            add(arm, seed, targets, *heeded)
+            first = recipe.seeds[0] if section.seeds == "all" else seed
+            made[first] = made.get(first) or task("targets", arm, first, after=teaching(section, first))
+            heeded = [audits[seed]] if arm == "student" and recipe.distill.follow_audit else []
+            read = text if arm == ENSEMBLE else text_of_student[seed]
+            task("arm", arm, seed, after=[read, made[first], *heeded])
     return tasks
 
 
-def make_side_by_side(pipeline: Pipeline, tasks: Sequence[Task], jobs: int) -> None:
-    """Make them all, at most `jobs` at a time; the first that fails ends the others, and its error is raised here."""
+def make_side_by_side(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
+    """Make them, at most `jobs` at a time, and tell of each when it is made; the first that fails ends all, and is raised."""
     waiting, done = list(tasks), set[Task]()
-    running: dict[int, tuple[SpawnProcess, Connection, Task]] = {}
-    options = (pipeline.recipe.model_dump_json(), pipeline.runs, pipeline.overwrite, pipeline.tensorboard)
-    spawn = multiprocessing.get_context("spawn")
+    if lacking := {other for task in tasks for other in task.after}.difference(tasks):
+        raise ValueError(f"tasks come after what is not among them: {', '.join(sorted(map(str, lacking)))}")
+    running: dict[Connection, tuple[SpawnProcess, Task]] = {}
     try:
         while waiting or running:
             for task in [task for task in waiting if done.issuperset(task.after)][: jobs - len(running)]:
                 waiting.remove(task)
-                told, tell = spawn.Pipe(duplex=False)
-                process = spawn.Process(target=_work, args=(os.getpid(), tell, *options, task))
-                process.start()
-                tell.close()
-                running[process.sentinel] = process, told, task
-            for sentinel in wait(list(running)):
-                process, told, task = running.pop(cast("int", sentinel))
-                process.join()
-                if process.exitcode:
-                    raise _error(process, told, task)
+                told, process = _begin(task)
+                running[told] = process, task
+            for told in cast(
+                "list[Connection]", wait(list(running))
+            ):  # it has an error to tell, or is closed: the process ends
+                process, task = running[told]
+                error = _error(told, process, task)
+                if error is not None:
+                    raise error
+                del running[told]
                 done.add(task)
+                yield task
     finally:
-        for process, _, _ in running.values():
+        for process, _ in running.values():
             process.terminate()
             process.join()
 
 
-def _error(process: SpawnProcess, told: Connection, task: Task) -> BaseException:
+def _begin(task: Task) -> tuple[Connection, SpawnProcess]:
+    spawn = multiprocessing.get_context("spawn")
+    told, tell = spawn.Pipe(duplex=False)
+    of, what = task.pipeline, (task.method, task.arguments)
+    options = (of.recipe.model_dump_json(), of.runs, of.overwrite, of.tensorboard)
+    process = spawn.Process(target=_work, args=(os.getpid(), tell, options, *what))
+    process.start()
+    tell.close()
+    return told, process
+
+
+def _error(told: Connection, process: SpawnProcess, task: Task) -> BaseException | None:
+    """What went wrong, if anything did."""
     try:
         return told.recv()
-    except EOFError:
-        what = " ".join(map(str, (task.method, *task.arguments)))
-        return MemoryError(f"the process that made {what} was ended (code {process.exitcode}), mostly for want of memory")
+    except (EOFError, OSError):  # nothing was told, or not to its end
+        process.join()
+    code = cast("int", process.exitcode)
+    if code == 0:
+        return None
+    reason = f"{ended_by(code) or f'ended with code {code}'}; fewer --jobs take less memory"
+    return Ended(f"{task}, in a process of its own: {reason}")
 
 
 def _work(
-    parent: int, tell: Connection, recipe: str, runs: Path, overwrite: bool, tensorboard: Path | None, task: Task
+    parent: int,
+    tell: Connection,
+    options: tuple[str, Path, bool, Path | None],
+    method: str,
+    arguments: tuple[str | int, ...],
 ) -> None:
     end_with(parent)
     try:
+        recipe, runs, overwrite, tensorboard = options
         pipeline = Pipeline(Recipe.model_validate_json(recipe), runs, overwrite, tensorboard)
         prepare_torch(pipeline.recipe)
-        made = getattr(pipeline, task.method)
+        made = getattr(pipeline, method)
         if callable(made):
-            made(*task.arguments)
+            made(*arguments)
     except BaseException as error:
-        error.add_note(traceback.format_exc())
-        try:
-            tell.send(error)
-        except Exception:  # what cannot be pickled is at least told
-            tell.send(RuntimeError(traceback.format_exc()))
+        tell.send(_sendable(error))
         sys.exit(1)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error, or what of it another process can read; where it came from is its note."""
+    came_from = traceback.format_exc()
+    if short := next((cause for cause in causes(error) if lacks_memory(cause)), None):
+        error = MemoryError(f"{first_line(str(short), type(short).__name__)}: fewer --jobs take less")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(came_from)
+    return error

@@ -111,15 +111,15 @@ class Pipeline:
     def item_encoder(self, seed: int) -> Artifact:
         """The LLM tuned to encode items: an LLM again, and the recommender it was trained in."""
         from distill.item_encoder import build_item_encoder
+        from distill.text import prompts_of
         from recommender.data import load_dataset
-        from recommender.prompt import prompt_of
 
         section, text = self.recipe.item_encoder, self.recipe.text
         if section is None:
             raise ValueError("the recipe has no section item_encoder")
 
         def build(draft: Draft) -> None:
-            prompts = [prompt_of(row, text.prompt) for row in load_dataset(self.data).items.iter_rows(named=True)]
+            prompts = prompts_of(load_dataset(self.data).items, text)
             architecture, tracker = self.recipe.student, self._tracker(ITEM_ENCODER, seed)
             build_item_encoder(self.llm, prompts, self.sequences, section, text, architecture, seed, draft, control, tracker)
 
@@ -167,9 +167,9 @@ class Pipeline:
         return self._make(self.folder / "text-encoder", "text-encoder", recipe, inputs, build)
 
     def teacher(self, seed: int) -> Artifact:
+        from distill.text import prompts_of
         from distill.train_teacher import build_teacher
         from recommender.data import load_dataset
-        from recommender.prompt import prompt_of
 
         text, start = self.text_of("teacher", seed), self.recipe.teacher.item_init
         inputs = {"data": self.data, "llm": self.llm, "text": text}
@@ -179,8 +179,7 @@ class Pipeline:
         def build(draft: Draft) -> None:
             control = inputs.get(start)
             section, tracker = self.recipe.teacher, self._tracker("teacher", seed)
-            rows = load_dataset(self.data).items.iter_rows(named=True) if section.items == "text" else []
-            prompts = [prompt_of(row, self.recipe.text.prompt) for row in rows]
+            prompts = prompts_of(load_dataset(self.data).items, self.recipe.text) if section.items == "text" else []
             build_teacher(self.llm, text, control, self.sequences, section, seed, draft, tracker, prompts)
 
         return self._make(

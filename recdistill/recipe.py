@@ -78,6 +78,13 @@ class Recipe(Section):
                 raise Contradiction(
                     f"{key} names {', '.join(sorted(lacking))}, which a recipe without the section item_encoder has not", key
                 )
+        if self.item_encoder and -1 not in self.text.layers and self.item_encoder.frozen_layers >= max(self.text.layers):
+            raise Contradiction(
+                f"item_encoder.frozen_layers = {self.item_encoder.frozen_layers} leaves no layer to tune of those that "
+                f"text.layers = {self.text.layers} read",
+                "item_encoder.frozen_layers",
+                "text.layers",
+            )
         needed = states_needed(self.distill.objectives)
         if teacher.items == "text" and "query" in needed:
             raise Contradiction(

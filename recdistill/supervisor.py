@@ -38,15 +38,20 @@ def supervised(work: Callable[[], int], go_on: str) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return work()
     code = _wait(child)
+    if reason := ended_by(code):
+        console.say(f"failed: {reason}; then {go_on}")
     if code == _LOADER_CODE:
-        console.say(f"failed: ended while a library was loaded (see above), mostly for want of memory: free some; then {go_on}")
         return 1
-    if code >= 0:
-        return code
-    name = signal.Signals(-code)
-    if name in _MEANING:
-        console.say(f"failed: {_MEANING[name]} ({name.name}); then {go_on}")
-    return 128 - code
+    return code if code >= 0 else 128 - code
+
+
+def ended_by(code: int) -> str | None:
+    """What an exit code (of a signal: minus its number) says of the end of a process that could say nothing itself."""
+    if code == _LOADER_CODE:
+        return "ended while a library was loaded (see above), mostly for want of memory: free some"
+    if code >= 0 or (name := signal.Signals(-code)) not in _MEANING:
+        return None
+    return f"{_MEANING[name]} ({name.name})"
 
 
 def _wait(child: int) -> int:

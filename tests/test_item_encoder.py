@@ -16,14 +16,15 @@ from distill.evaluation import kept_history
 from distill.item_encoder import ItemEncoder, build_item_encoder, freeze, inclusion, sampled_softmax
 from distill.llm import TeacherError, load_body, load_tokenizer
 from distill.pooling import load_pooled_body, pooled
-from distill.text import build_text, encode, load_text
+from distill.text import build_text, encode, load_text, prompts_of
 from distill.tracking import Tracker
 from distill.train_student import build_student
 from foundation.artifact import Artifact, Draft, load, make
+from foundation.recipe import RecipeError, load_recipe
 from recdistill.cli import main
+from recdistill.recipe import Recipe
 from recommender.config import OptimSection, StudentSection
 from recommender.data import load_dataset
-from recommender.prompt import prompt_of
 from recommender.split import Sequences
 from recommender.student import load_student
 from tests.conftest import make_llm
@@ -112,6 +113,21 @@ def test_frozen_layers(tiny_llm: Artifact) -> None:
         freeze(body, 2)
 
 
+@pytest.mark.parametrize("layers", ["[8]", "[4, 8]"])
+def test_a_recipe_that_freezes_all_that_is_read_is_refused(layers: str) -> None:
+    keys = [f"text.layers={layers}", "item_encoder.frozen_layers=8", "name=x"]
+    with pytest.raises(RecipeError, match=r"frozen_layers = 8 leaves no layer to tune of those that text\.layers = .* read"):
+        load_recipe(Recipe, Path("recipes/smoke.toml"), keys)
+    load_recipe(Recipe, Path("recipes/smoke.toml"), [*keys, "text.layers=[8, -1]"])
+
+
+def test_states_in_between_need_a_norm_of_a_known_name(tiny_llm: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.pooling._FINAL_NORMS", ("another_norm",))
+    load_pooled_body(tiny_llm, [1])
+    with pytest.raises(TeacherError, match="LlamaModel has no final norm named another_norm for the states in between"):
+        load_pooled_body(tiny_llm, [1, 2])
+
+
 # --- the stage
 
 
@@ -133,10 +149,7 @@ def tuned(
 ) -> Artifact:
     section = ItemEncoderSection.model_validate({**SECTION.model_dump(), **keys})
     items = load_dataset(dataset).items
-    prompts, recipe = (
-        [prompt_of(row, TEXT.prompt) for row in items.iter_rows(named=True)],
-        {"text": TEXT.model_dump(mode="json")},
-    )
+    prompts, recipe = prompts_of(items, TEXT), {"text": TEXT.model_dump(mode="json")}
     control = None
     if section.init == "control-text":
         text = make(
@@ -185,7 +198,7 @@ def test_what_comes_out_is_an_llm(two_llms: tuple[Artifact, Artifact], dataset: 
     before, after = load_body(llm), load_body(encoder)
     assert torch.equal(before.layers[0].mlp.up_proj.weight, after.layers[0].mlp.up_proj.weight)
     assert not torch.allclose(before.layers[1].mlp.up_proj.weight, after.layers[1].mlp.up_proj.weight, atol=1e-4)
-    prompts = [prompt_of(row, TEXT.prompt) for row in load_dataset(dataset).items.iter_rows(named=True)]
+    prompts = prompts_of(load_dataset(dataset).items, TEXT)
     old, new = (encode(who, prompts, TEXT) for who in (llm, encoder))
     assert np.allclose(old[:, :64], new[:, :64], atol=1e-5) and not np.allclose(old[:, 64:], new[:, 64:], atol=0.01)
     std = old.std(axis=0) + 1e-3 * np.abs(old).mean() + 1e-6
@@ -201,10 +214,14 @@ def test_from_scratch_with_ids(tiny_llm: Artifact, dataset: Artifact, sequences:
 def test_resumed_equals_uninterrupted(
     two_llms: tuple[Artifact, Artifact], dataset: Artifact, sequences: Sequences, tmp_path: Path
 ) -> None:
+    """A checkpoint is written after every step here, and one of step 20, of the second epoch, is left by the interruption."""
+    often = OPTIM.model_copy(update={"checkpoint_every_s": 1e-9}).model_dump()
     with pytest.raises(Interrupted):
-        tuned(tmp_path, two_llms[0], dataset, sequences, StopAt(8))
-    again = tuned(tmp_path, two_llms[0], dataset, sequences)
-    assert torch.equal(load_student(again).items.text_IZ, load_student(two_llms[1]).items.text_IZ)
+        tuned(tmp_path, two_llms[0], dataset, sequences, StopAt(20), optim=often)
+    assert (tmp_path / ".encoder.partial" / "checkpoint" / "last.safetensors").exists()
+    again = tuned(tmp_path, two_llms[0], dataset, sequences, optim=often)
+    files = {name: file["sha256"] for name, file in two_llms[1].manifest["files"].items() if name.endswith(".safetensors")}
+    assert len(files) == 2 and files == {name: again.manifest["files"][name]["sha256"] for name in files}
 
 
 # --- who learns from it

@@ -3,40 +3,92 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from foundation.artifact import load
+from foundation.artifact import Artifact, load, lock
 from foundation.recipe import load_recipe
+from recdistill import parallel
 from recdistill.cli import main
-from recdistill.parallel import Task, distill_tasks, make_side_by_side
+from recdistill.parallel import Ended, Task, _sendable, distill_tasks, make_side_by_side
 from recdistill.pipeline import Pipeline
 from recdistill.recipe import Recipe
 from tests.constructed import write_chain_dataset, write_tiny_llm
 
-KEYS = ["seeds=[0, 1]", "distill.ensemble_control=true", "teacher.optim.epochs=1", "student.optim.epochs=2"]
-KEYS += ["item_encoder.optim.epochs=1", "teacher.item_init=control-tuned", "num_threads=1", "text.student_dims=12"]
+KEYS = ["seeds=[0, 1]", "distill.ensemble_control=true", "teacher.optim.epochs=1", "student.optim.epochs=2", "num_threads=1"]
+KEYS += ["text.student_dims=12"]
+ENCODER = ["item_encoder.optim.epochs=1", "teacher.item_init=control-tuned"]
+ENCODER += ["targets.members={teacher = 1.0, control-tuned = 1.0}"]
 ONE_SEED = ["seeds=[0]", "distill.ensemble_control=false"]
-KEYS += ["targets.members={teacher = 1.0, control-tuned = 1.0}"]
 
 
 def recipe(*keys: str) -> Recipe:
     return load_recipe(Recipe, Path("recipes/smoke.toml"), [*KEYS, *keys])
 
 
-@pytest.mark.parametrize("keys", [(), ("targets.seeds=all",), ("distill.ensemble_control=false",)])
-def test_every_task_comes_after_those_it_needs(keys: tuple[str, ...]) -> None:
-    tasks = distill_tasks(recipe(*keys))
+def alone_and_those_before(task: Task) -> Iterator[Task]:
+    for other in task.after:
+        yield from alone_and_those_before(other)
+    yield task
+
+
+def run(task: Task) -> None:
+    made = getattr(task.pipeline, task.method)
+    if callable(made):
+        made(*task.arguments)
+
+
+def without_training(self: Pipeline, out: Path, kind: str, *_: Any) -> Artifact:
+    """In the place of `Pipeline._make`."""
+    return self._made.setdefault(out, Artifact(out, {"kind": kind, "files": {}, "metrics": {}}))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        ["targets.seeds=all", "teacher.item_init=random"],
+        ["distill.ensemble_control=false", "distill.follow_audit=true"],
+        ["targets.members={control-id = 1.0}"],
+        ["item_encoder.init=random"],  # an encoder in both cases
+    ],
+)
+@pytest.mark.parametrize("encoder", [[], ENCODER])
+def test_a_task_makes_one_artefact_after_those_it_needs(
+    keys: list[str], encoder: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "_make", without_training)
+    folder = [f"data.source={write_chain_dataset(tmp_path / 'chain')}", f"teacher.llm={write_tiny_llm(tmp_path / 'llm')}"]
+    of = recipe(*encoder, *folder, *keys)
+    tasks = distill_tasks(Pipeline(of, tmp_path))
     assert len(set(tasks)) == len(tasks)
     for number, task in enumerate(tasks):
         assert set(task.after) <= set(tasks[:number]), task
-    teacher = next(task for task in tasks if (task.method, task.arguments) == ("teacher", (1,)))
-    assert ("arm", ("control-tuned", 1)) in {(task.method, task.arguments) for task in teacher.after}
-    audit = next(task for task in tasks if (task.method, task.arguments) == ("audit", (0,)))
-    assert (teacher in audit.after) == ("targets.seeds=all" in keys), "who teaches is audited, of every seed where all teach"
+        task.pipeline.__dict__ |= {"_made": {}}
+        for name in ("data", "llm", "text"):  # what it remembers of the task before
+            task.pipeline.__dict__.pop(name, None)
+        *before, own = alone_and_those_before(task)
+        for other in before:
+            run(other)
+        known = set(task.pipeline._made)
+        run(own)
+        assert len(set(task.pipeline._made) - known) == 1, task
+
+
+def test_all_that_is_made_one_after_the_other_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "_make", without_training)
+    folder = [f"data.source={write_chain_dataset(tmp_path / 'chain')}", f"teacher.llm={write_tiny_llm(tmp_path / 'llm')}"]
+    made, expected = (Pipeline(recipe(*ENCODER, *folder), tmp_path) for _ in range(2))
+    for task in distill_tasks(made):
+        run(task)
+    for seed in expected.recipe.seeds:
+        for arm in (*expected.controls, "student"):
+            expected.arm(arm, seed)
+        expected.audit(seed)
+    assert set(made._made) == set(expected._made)
 
 
 def test_side_by_side_is_one_after_the_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +96,7 @@ def test_side_by_side_is_one_after_the_other(tmp_path: Path, capfd: pytest.Captu
     made = {}
     for jobs in ("1", "3"):
         options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / jobs)]
-        options += [word for key in (*KEYS, *ONE_SEED) for word in ("--set", key)]
+        options += [word for key in (*KEYS, *ENCODER, *ONE_SEED) for word in ("--set", key)]
         assert main(["distill", *options, "--jobs", jobs]) == 0
         folder = tmp_path / jobs / "chain"
         made[jobs] = {
@@ -57,24 +109,76 @@ def test_side_by_side_is_one_after_the_other(tmp_path: Path, capfd: pytest.Captu
     assert "waiting for another process" not in capfd.readouterr().err, "nothing is begun before what it needs"
 
 
+def of_chain(folder: Path, *keys: str) -> Pipeline:
+    return Pipeline(recipe(f"data.source={write_chain_dataset(folder / 'chain', num_users=60)}", *keys), folder / "runs")
+
+
 def test_what_fails_ends_the_rest(tmp_path: Path) -> None:
-    data = write_chain_dataset(tmp_path / "chain", num_users=60)
-    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(tmp_path / "no-llm"), "--jobs", "2"]
-    assert main(["distill", *options, "--runs", str(tmp_path / "runs")]) == 2
-
-
-def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
-    def kill_one() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        children[0].kill()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    with pytest.raises(MemoryError, match=r"the process that made .* was ended \(code -9\)"):
-        make_side_by_side(Pipeline(recipe(), tmp_path), [Task("llm"), Task("data")], 2)
-    killer.join()
+    """The LLM is not there; the data is held by this process, so that who makes it would wait for ever."""
+    pipeline = of_chain(tmp_path, f"teacher.llm={tmp_path / 'no-llm'}")
+    pipeline.folder.mkdir(parents=True)
+    with lock(pipeline.folder / ".data.lock"), pytest.raises(Exception, match="no-llm") as found:
+        list(make_side_by_side([Task(pipeline, "data"), Task(pipeline, "llm")], 2))
+    assert "in llm" in "".join(found.value.__notes__), "where it happened is told as well"
     assert not multiprocessing.active_children()
+
+
+def test_who_stops_listening_ends_the_rest(tmp_path: Path) -> None:
+    pipeline = of_chain(tmp_path)
+    pipeline.folder.mkdir(parents=True)
+    with lock(pipeline.folder / ".popularity.lock"):
+        data, held = Task(pipeline, "data"), Task(pipeline, "baseline", ("popularity",))
+        made = make_side_by_side([data, held], 2)
+        assert next(made) is data
+        made.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = parallel._begin
+
+    def begin_and_kill(task: Task) -> Any:
+        told, process = begin(task)
+        process.kill()
+        return told, process
+
+    monkeypatch.setattr(parallel, "_begin", begin_and_kill)
+    with pytest.raises(Ended, match=r"data, in a process of its own: killed; .* \(SIGKILL\); fewer --jobs"):
+        list(make_side_by_side([Task(of_chain(tmp_path), "data")], 2))
+
+
+def test_a_long_error_is_told(tmp_path: Path) -> None:
+    """Longer than what a pipe holds: it is read while it is written."""
+    name = "n" * 200_000
+    with pytest.raises(Exception, match=name):
+        list(make_side_by_side([Task(of_chain(tmp_path, f"teacher.llm={name}"), "llm")], 1))
+
+
+class Odd(Exception):
+    """It cannot be made again from its arguments."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason)
+
+
+def test_what_a_process_says_of_an_error() -> None:
+    def told(error: BaseException, cause: BaseException | None = None) -> BaseException:
+        try:
+            raise error from cause
+        except BaseException as raised:
+            return _sendable(raised)
+
+    odd = told(Odd(reason="a reason"))
+    assert type(odd) is RuntimeError and str(odd) == "Odd: a reason" and "raise error" in "".join(odd.__notes__)
+    lacking = told(ValueError("a summary"), MemoryError("cannot allocate 3 bytes"))
+    assert type(lacking) is MemoryError and str(lacking) == "cannot allocate 3 bytes: fewer --jobs take less"
+    assert type(told(ValueError("x"))) is ValueError
+
+
+def test_what_comes_after_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    pipeline = Pipeline(recipe(), tmp_path)
+    with pytest.raises(ValueError, match="come after what is not among them: llm"):
+        list(make_side_by_side([Task(pipeline, "text", after=(Task(pipeline, "llm"),))], 1))
 
 
 def test_an_odd_number_of_jobs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

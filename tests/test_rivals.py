@@ -40,6 +40,13 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make(tmp_path_factory.mktemp("student") / "s", "student", recipe=recipe, inputs={}, build=build)
 
 
+@pytest.mark.parametrize("method", ["plain-pytorch", "parts"])
+def test_a_rival_does_not_hold_our_graph(method: str, student: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its peak memory is its own."""
+    monkeypatch.setattr("benchmark.baselines.ServingGraph", lambda *_, **__: pytest.fail("ours was built"))
+    open_variant(student, 1, method, K)
+
+
 def histories() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     padded = np.concatenate([np.zeros((4, 5), int), rng.integers(1, NUM_ITEMS, (4, 8))], axis=1)

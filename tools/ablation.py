@@ -2,21 +2,25 @@
 
     python tools/ablation.py --recipe recipes/amazon18-games.toml --data FOLDER --users 10000 --jobs 12
 
-The recipe's chain is made once, for one seed, with the teacher alone as who teaches by forward_kl; every variant below changes
-that in one place and has its arm trained anew, at most `--jobs` at a time. Written to docs/results/ablation-DATASET.json after
-every variant, so that an interrupted run goes on: NDCG@10 of the kept epoch over all sampled users with its interval and its
-paired difference to control-text, on validation and on test. `--only NAME…` names variants, `--set` changes the recipe of all.
+The recipe's chain is made once, for one seed, with the teacher alone as who teaches by forward_kl; every variant below starts
+at its artefacts, changes the keys that its row names, and has its arm trained anew, at most `--jobs` at a time. Written to
+docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over all sampled users with its interval and
+its paired difference to control-text, on validation and on test. A run that was interrupted, or failed, is gone on from by the
+same command. `--only NAME…` names variants, `--set` changes the recipe of all.
+
+(To compare finished runs of whole recipes, over all seeds: the phase `ablation` of tools/distill_figures.py.)
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ import polars as pl
 
 from benchmark.environment import environment
 from distill.evaluation import kept_history, kept_ranks
-from foundation.artifact import Artifact, load
+from foundation.artifact import Artifact, load, sha256_file, write_atomically
 from foundation.recipe import load_recipe
 from recdistill.parallel import Task, distill_tasks, make_side_by_side
 from recdistill.pipeline import Pipeline
@@ -42,10 +46,11 @@ ALONE += [f"distill.objectives={{{BASE} = {{}}}}"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: an arm, and what it changes of the recipe."""
+    """One row: an arm, what it changes of the recipe, and the variant at whose artefacts it starts (else the recipe's)."""
 
     arm: str
     keys: tuple[str, ...] = ()
+    start: str = ""
 
 
 def _objectives(*names: str) -> str:
@@ -53,7 +58,8 @@ def _objectives(*names: str) -> str:
 
 
 _OTHERS = ("dllm2rec", "rrd", "rce_kd", "hidden", "minilm")
-_ENCODER = ("item_encoder.optim.validation_users=0", "teacher.item_init=control-tuned")
+_READER, _LAYERS = ("teacher.items=text", "teacher.item_init=random"), ("text.layers=[8, 15]",)
+_TUNED = (*_LAYERS, "item_encoder.frozen_layers=8")
 VARIANTS = {
     "control-id": Variant("control-id"),
     "control-text": Variant("control-text"),
@@ -71,15 +77,15 @@ VARIANTS = {
         f"control-text, {name}": Variant("control-text", (f"regularisers={{{name} = {{}}}}",))
         for name in ("fgm", "masked_item", "history_contrast", "text_alignment")
     },
-    "control-text, layers 8 and 15": Variant("control-text", ("text.layers=[8, 15]",)),
-    "teacher reads texts": Variant("teacher", ("teacher.items=text", "teacher.item_init=random")),
-    "taught by a reader of texts": Variant("student", ("teacher.items=text", "teacher.item_init=random")),
-    "control-tuned": Variant("control-tuned", ("text.layers=[8, 15]", "item_encoder.frozen_layers=8")),
-    "tuned vectors, taught": Variant("student", ("text.layers=[8, 15]", "item_encoder.frozen_layers=8", *_ENCODER)),
+    "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
+    "teacher reads texts": Variant("teacher", _READER),
+    "taught by a reader of texts": Variant("student", _READER, start="teacher reads texts"),
+    "control-tuned": Variant("control-tuned", _TUNED),
+    "tuned vectors, taught": Variant("student", (*_TUNED, "teacher.item_init=control-tuned"), start="control-tuned"),
 }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -89,58 +95,54 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--out", type=Path, help="default: docs/results/ablation-DATASET.json")
-    arguments = parser.parse_args()
-    data = _sampled(arguments.data, arguments.users, arguments.runs)
-    base = _pipeline(arguments, data, "base", ())
-    make_side_by_side(
-        base,
-        [task for task in distill_tasks(base.recipe) if task.method != "arm" or "student" not in task.arguments],
-        arguments.jobs,
-    )
-    out = arguments.out or Path(f"docs/results/ablation-{arguments.data.resolve().name}.json")
+    arguments = parser.parse_args(words)
+    ledger = Ledger(arguments)
+    base = _pipeline(arguments, ledger.runs, "base", ())
+    for made in make_side_by_side(_base_tasks(base), arguments.jobs):
+        print(f"base: {made}", file=sys.stderr)
+    starts = {VARIANTS[name].start for name in arguments.only} - {""}
+    _make_all(starts, arguments, base, ledger)
+    _make_all([name for name in arguments.only if name not in starts], arguments, base, ledger)
+
+
+def _base_tasks(base: Pipeline) -> list[Task]:
+    """Of the recipe's chain all that variants share: not the student."""
+    return [task for task in distill_tasks(base) if task.method == "targets" or "student" not in task.arguments]
+
+
+def _make_all(names: Iterable[str], arguments: argparse.Namespace, base: Pipeline, ledger: Ledger) -> None:
+    tasks: dict[Task, str] = {}
+    for name in names:
+        variant = VARIANTS[name]
+        start = base.folder.with_name(_folder(variant.start)) if variant.start else base.folder
+        pipeline = _pipeline(arguments, ledger.runs, _folder(name), variant.keys)
+        _link(start, pipeline.folder)
+        tasks[Task(pipeline, *(("teacher", (0,)) if variant.arm == "teacher" else ("arm", (variant.arm, 0))))] = name
     control = load(base.folder / "seed-0" / "control-text")
-    with ThreadPoolExecutor(arguments.jobs) as threads:
-        made = {threads.submit(_made, arguments, data, base, name): name for name in arguments.only}
-        for future in as_completed(made):
-            row = _row(VARIANTS[made[future]], future.result(), control)
-            print(f"{made[future]}: {row['validation']['ndcg_at_10']:.5f}")
-            _write(out, made[future], row, arguments, base)
+    for task in make_side_by_side(list(tasks), arguments.jobs):
+        variant = VARIANTS[tasks[task]]
+        row = _row(variant, load(task.pipeline.folder / "seed-0" / variant.arm), control)
+        ledger.add(tasks[task], row)
+        print(f"{tasks[task]}: {row['validation']['ndcg_at_10']:.5f}")
 
 
-def _sampled(data: Path, users: int, runs: Path) -> Path:
-    """The dataset folder of a fixed sample of users; all items stay."""
-    out = runs / f"{data.resolve().name}-{users}"
-    if out.exists():
-        return out
-    interactions = pl.read_parquet(data / "interactions.parquet")
-    everyone = interactions["user_id"].unique().sort()
-    drawn = everyone.gather(np.sort(np.random.default_rng(0).permutation(len(everyone))[:users]))
-    aside = out.with_suffix(".partial")
-    aside.mkdir(parents=True, exist_ok=True)
-    interactions.join(drawn.to_frame(), on="user_id", how="semi", maintain_order="left").write_parquet(
-        aside / "interactions.parquet"
-    )
-    shutil.copyfile(data / "items.parquet", aside / "items.parquet")
-    aside.rename(out)
-    return out
+def _folder(name: str) -> str:
+    return name.replace(" ", "-").replace(",", "")
 
 
-def _pipeline(arguments: argparse.Namespace, data: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
-    recipe = load_recipe(
-        Recipe, arguments.recipe, [*of_folder(data), f"name={json.dumps(name)}", *ALONE, *arguments.set, *keys]
-    )
-    return Pipeline(recipe, arguments.runs, overwrite=name != "base")  # what a variant changes, it makes anew
+def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
+    named = [*of_folder(runs / "sample"), f"name={json.dumps(name)}"]
+    recipe = load_recipe(Recipe, arguments.recipe, [*named, *ALONE, *arguments.set, *keys])
+    return Pipeline(recipe, runs, overwrite=name != "base")  # what a variant changes, it makes anew
 
 
-def _made(arguments: argparse.Namespace, data: Path, base: Pipeline, name: str) -> Artifact:
-    """A variant's arm, in a folder that starts with the base's artefacts (as hard links: nothing is ever changed in place)."""
-    variant, folder = VARIANTS[name], name.replace(" ", "-").replace(",", "")
-    pipeline = _pipeline(arguments, data, folder, variant.keys)
-    if not pipeline.folder.exists():
-        shutil.copytree(base.folder, pipeline.folder, copy_function=os.link, ignore=shutil.ignore_patterns(".*"))
-    task = Task("teacher", (0,)) if variant.arm == "teacher" else Task("arm", (variant.arm, 0))
-    make_side_by_side(pipeline, [task], 1)
-    return load(pipeline.folder / "seed-0" / variant.arm)
+def _link(start: Path, folder: Path) -> None:
+    """A folder that starts with the artefacts of another one, as hard links: nothing is ever changed in place."""
+    if not folder.exists():
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(start, aside, copy_function=os.link, ignore=shutil.ignore_patterns(".*"))
+        aside.rename(folder)
 
 
 def _row(variant: Variant, made: Artifact, control: Artifact) -> dict[str, Any]:
@@ -152,19 +154,49 @@ def _row(variant: Variant, made: Artifact, control: Artifact) -> dict[str, Any]:
             "ci95": list(bootstrap_ci(own_U)),
             "over_control_text": paired_relative_difference(own_U, control_U),
         }
-    return row | {"targets_sha256": made.metrics["targets_sha256"]}
+    return row
 
 
-def _write(out: Path, name: str, row: dict[str, Any], arguments: argparse.Namespace, base: Pipeline) -> None:
-    ledger = json.loads(out.read_text()) if out.exists() else {"rows": {}}
-    if any(other["targets_sha256"] != row["targets_sha256"] for other in ledger["rows"].values()):
-        raise SystemExit(f"{out} holds rows that were judged on other targets; move it away")
-    machine = environment(1)
-    command = ["python tools/ablation.py", "--recipe", str(arguments.recipe), "--data", arguments.data.name]
-    command += ["--users", str(arguments.users), *(word for entry in arguments.set for word in ("--set", entry))]
-    ledger["rows"][name] = row | {"hardware": f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}", "command": " ".join(command)}
-    ledger |= {"users": len(base.sequences.evaluated_users), "date": time.strftime("%Y-%m-%d", time.gmtime())}
-    out.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+class Ledger:
+    """The file of results, of one sample and one recipe; and the folder of their runs, which is of no other either."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        data, users = arguments.data.resolve(), arguments.users
+        self.out: Path = arguments.out or Path(f"docs/results/ablation-{data.name}.json")
+        recipe = load_recipe(Recipe, arguments.recipe, ["name=base", *ALONE, *arguments.set])
+        of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
+        of += [str(users), recipe.model_dump_json(exclude={"about"})]
+        base = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
+        machine = environment(1)
+        command = ["python tools/ablation.py", "--recipe", str(arguments.recipe), "--data", data.name, "--users", str(users)]
+        command += [word for entry in arguments.set for word in ("--set", entry)]
+        self.about = {"hardware": f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}", "command": " ".join(command)}
+        self.found = json.loads(self.out.read_text()) if self.out.exists() else {"base": base, "users": users, "rows": {}}
+        if self.found["base"] != base:
+            raise SystemExit(f"{self.out} holds rows of another recipe, sample or dataset ({self.found['base']}); move it away")
+        self.runs: Path = arguments.runs / f"{data.name}-{base}"
+        _draw(data, users, self.runs / "sample")
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Write a row, in the place of one of its name."""
+        self.found["rows"][name] = row | self.about | {"date": time.strftime("%Y-%m-%d", time.gmtime())}
+        write_atomically(self.out, (json.dumps(self.found, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _draw(data: Path, users: int, out: Path) -> None:
+    """The dataset folder of a fixed sample of users; all items stay."""
+    if out.exists():
+        return
+    interactions = pl.read_parquet(data / "interactions.parquet")
+    everyone = interactions["user_id"].unique().sort()
+    drawn = everyone.gather(np.sort(np.random.default_rng(0).permutation(len(everyone))[:users]))
+    aside = out.with_suffix(".partial")
+    aside.mkdir(parents=True, exist_ok=True)
+    interactions.join(drawn.to_frame(), on="user_id", how="semi", maintain_order="left").write_parquet(
+        aside / "interactions.parquet"
+    )
+    shutil.copyfile(data / "items.parquet", aside / "items.parquet")
+    aside.rename(out)
 
 
 if __name__ == "__main__":

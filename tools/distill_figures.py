@@ -7,6 +7,8 @@
     python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml --data FOLDER
     python tools/distill_figures.py ablation --recipe … --data FOLDER --arm student label-0.5=runs/half/amazon18-games
 
+(Every objective, regulariser and teacher by itself, on a sample of users: tools/ablation.py.)
+
 speed takes the student's artefact of the first seed, and teachers that are not trained: their pace does not depend on it.
 """
 

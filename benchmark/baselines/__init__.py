@@ -27,8 +27,7 @@ from recommender.student import Student, load_student
 def open_baseline(method: str, student: Artifact, num_threads: int, k: int, **options: Any) -> Recommender:
     """The recommender `method` makes of a student; `options` are `ServingGraph`'s, of those that are one."""
     torch.set_num_threads(num_threads)
-    opened = load_student(student)
-    return METHODS[method](opened, num_threads, ServingGraph(opened, k, **options).eval())
+    return METHODS[method](load_student(student), num_threads, k, options)
 
 
 class TorchRecommender:
@@ -43,17 +42,23 @@ class TorchRecommender:
         return index_BK.numpy()[:, :k], score_BK.numpy()[:, :k]
 
 
-def _packaged(student: Student, num_threads: int, graph: ServingGraph) -> Recommender:
+def _ours(student: Student, k: int, options: dict[str, Any]) -> ServingGraph:
+    return ServingGraph(student, k, **options).eval()
+
+
+def _packaged(student: Student, num_threads: int, k: int, options: dict[str, Any]) -> Recommender:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
-        compile_graph(graph, [], package)
+        compile_graph(_ours(student, k, options), [], package)
         return AotInductorRecommender(package, sha256_file(package), num_threads)
 
 
-METHODS: dict[str, Callable[[Student, int, ServingGraph], Recommender]] = {
-    "plain-pytorch": lambda student, num_threads, graph: TorchRecommender(PlainGraph(student, graph.k).eval()),
-    "pytorch": lambda student, num_threads, graph: TorchRecommender(graph),
-    "pytorch-compiled": lambda student, num_threads, graph: TorchRecommender(torch.compile(graph, dynamic=True)),
+METHODS: dict[str, Callable[[Student, int, int, dict[str, Any]], Recommender]] = {  # each holds its own graph alone
+    "plain-pytorch": lambda student, _, k, __: TorchRecommender(PlainGraph(student, k).eval()),
+    "pytorch": lambda student, _, k, options: TorchRecommender(_ours(student, k, options)),
+    "pytorch-compiled": lambda student, _, k, options: TorchRecommender(
+        torch.compile(_ours(student, k, options), dynamic=True)
+    ),
     "aotinductor": _packaged,
-    "parts": lambda student, num_threads, graph: PartsRecommender(student, num_threads),
+    "parts": lambda student, num_threads, *_: PartsRecommender(student, num_threads),
 }

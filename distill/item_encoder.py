@@ -42,7 +42,7 @@ from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender, load_student, save_student
 from recommender.windows import Batch, TrainingWindows
 
-_ROWS = 512  # texts of similar length that pass through the LLM together
+_ROWS = 1024  # texts of similar length that pass through the LLM together
 
 
 class ItemEncoder(nn.Module):
@@ -66,17 +66,16 @@ class ItemEncoder(nn.Module):
     def forward(self, row_N: np.ndarray) -> Tensor:
         """z of items, float32[N, Z]. Texts are padded at their end, which a causal body does not see."""
         order_N = np.argsort(self.length_I[row_N], kind="stable")
-        chunks = [self._pooled(row_N[order_N[start : start + _ROWS]]) for start in range(0, len(row_N), _ROWS)]
+        with autocast(self.dtype):  # one for all chunks, so that weights are rounded once
+            chunks = [self._pooled(row_N[order_N[start : start + _ROWS]]) for start in range(0, len(row_N), _ROWS)]
         back_N = torch.from_numpy(np.argsort(order_N)).to(self.mean_Z.device)
         return ((torch.cat(chunks) - self.mean_Z) / self.std_Z)[back_N]
 
     def _pooled(self, row_N: np.ndarray) -> Tensor:
         longest, to = int(self.length_I[row_N].max()), self.mean_Z.device
         mask_NT = torch.from_numpy(np.arange(longest) < self.length_I[row_N, None]).to(to)
-        with autocast(self.dtype):
-            return pooled(
-                self.body, self.layers, self.token_IT[torch.from_numpy(row_N).to(to), :longest], mask_NT, pad_mask=False
-            )
+        token_NT = self.token_IT[torch.from_numpy(row_N).to(to), :longest]
+        return pooled(self.body, self.layers, token_NT, mask_NT, pad_mask=False)
 
     @torch.no_grad()
     def all_items(self) -> Tensor:

@@ -106,8 +106,9 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _base_tasks(base: Pipeline) -> list[Task]:
-    """Of the recipe's chain all that variants share: not the student."""
-    return [task for task in distill_tasks(base) if task.method == "targets" or "student" not in task.arguments]
+    """Of the recipe's chain what variants share."""
+    shared = ("data", "llm", "text", "teacher", "targets")
+    return [task for task in distill_tasks(base) if task.method in shared or task.arguments == ("control-text", 0)]
 
 
 def _make_all(names: Iterable[str], arguments: argparse.Namespace, base: Pipeline, ledger: Ledger) -> None:

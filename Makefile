@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq clean
+.PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq peer-sasrec clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -127,6 +127,10 @@ $(VENV)-peers/.installed: tools/peers.txt pyproject.toml constraints.txt tools/i
 FOLDER ?= $(RUNS)/ml-100k/seed-0
 peer-gptq: $(VENV)-peers/.installed ## optimum's GPTQ for the teacher, as a peer of ours (FOLDER=runs/DATASET/seed-S)
 	$(VENV)-peers/bin/python tools/peer_gptq.py $(FOLDER)
+
+peer-sasrec: FOLDER = $(RUNS)/ml-100k
+peer-sasrec: $(VENV)-peers/.installed ## RecTools' SASRec, as a peer of control-id (FOLDER=runs/DATASET)
+	$(VENV)-peers/bin/python tools/peer_sasrec.py $(FOLDER)
 
 clean: ## delete the environment and all runs
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-drift $(RUNS)

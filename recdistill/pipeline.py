@@ -35,10 +35,11 @@ ENSEMBLE, TUNED, ITEM_ENCODER = "control-ensemble-kd", "control-tuned", "item-en
 
 
 def prepare_torch(recipe: Recipe) -> None:
-    """Threads as the recipe says, and libraries that keep quiet."""
+    """Threads as the recipe says, attention that does not plan for every new shape, and libraries that keep quiet."""
     import torch
     import transformers
 
+    torch.backends.cuda.enable_cudnn_sdp(False)  # 8 ms a layer for a shape not seen before, on an H200 (docs/log.md)
     if recipe.num_threads:
         torch.set_num_threads(recipe.num_threads)
     transformers.logging.set_verbosity_error()

@@ -20,7 +20,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,34 +100,31 @@ def main(words: list[str] | None = None) -> None:
     for made in make_side_by_side(_base_tasks(base), arguments.jobs):
         print(f"base: {made}", file=sys.stderr)
     starts = {VARIANTS[name].start for name in arguments.only} - {""}
-    _make_all(starts, arguments, base, ledger)
-    _make_all([name for name in arguments.only if name not in starts], arguments, base, ledger)
+    names = sorted({*arguments.only, *starts}, key=lambda name: (name not in starts, list(VARIANTS).index(name)))
+    tasks = dict[str, Task]()
+    for name in names:
+        variant = VARIANTS[name]
+        pipeline = _pipeline(arguments, ledger.runs, name.replace(" ", "-").replace(",", ""), variant.keys)
+        made = ("teacher", (0,)) if variant.arm == "teacher" else ("arm", (variant.arm, 0))
+        tasks[name] = Task(pipeline, *made, after=(tasks[variant.start],) if variant.start else ())
+        if not variant.start:
+            _link(base.folder, pipeline.folder)
+    control = load(base.folder / "seed-0" / "control-text")
+    name_of = {task: name for name, task in tasks.items()}
+    for task in make_side_by_side(list(tasks.values()), arguments.jobs):
+        name, variant = name_of[task], VARIANTS[name_of[task]]
+        for other in tasks.values():
+            if task in other.after:
+                _link(task.pipeline.folder, other.pipeline.folder)
+        row = _row(variant, load(task.pipeline.folder / "seed-0" / variant.arm), control)
+        ledger.add(name, row)
+        print(f"{name}: {row['validation']['ndcg_at_10']:.5f}")
 
 
 def _base_tasks(base: Pipeline) -> list[Task]:
     """Of the recipe's chain what variants share."""
     shared = ("data", "llm", "text", "teacher", "targets")
     return [task for task in distill_tasks(base) if task.method in shared or task.arguments == ("control-text", 0)]
-
-
-def _make_all(names: Iterable[str], arguments: argparse.Namespace, base: Pipeline, ledger: Ledger) -> None:
-    tasks: dict[Task, str] = {}
-    for name in names:
-        variant = VARIANTS[name]
-        start = base.folder.with_name(_folder(variant.start)) if variant.start else base.folder
-        pipeline = _pipeline(arguments, ledger.runs, _folder(name), variant.keys)
-        _link(start, pipeline.folder)
-        tasks[Task(pipeline, *(("teacher", (0,)) if variant.arm == "teacher" else ("arm", (variant.arm, 0))))] = name
-    control = load(base.folder / "seed-0" / "control-text")
-    for task in make_side_by_side(list(tasks), arguments.jobs):
-        variant = VARIANTS[tasks[task]]
-        row = _row(variant, load(task.pipeline.folder / "seed-0" / variant.arm), control)
-        ledger.add(tasks[task], row)
-        print(f"{tasks[task]}: {row['validation']['ndcg_at_10']:.5f}")
-
-
-def _folder(name: str) -> str:
-    return name.replace(" ", "-").replace(",", "")
 
 
 def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:

@@ -44,7 +44,7 @@ from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
 from recdistill.recipe import Recipe, of_folder
 from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
-from recommender.student import load_student
+from recommender.student import WEIGHTS, load_student
 
 ARMS = ("control-id", "control-text", ENSEMBLE, "teacher", "student")
 HEADLINES = {"student_vs_control_text": "control-text", "student_vs_ensemble_kd": ENSEMBLE}
@@ -178,11 +178,15 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     torch.set_num_threads(section.num_threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        graph, teacher = _graph(pipeline, seed, work / "onnx"), _untrained(pipeline, work / "teacher")
+        graphs, teacher = _graphs(pipeline, seed, work), _untrained(pipeline, work / "teacher")
         np.save(work / "histories.npy", speed_histories(pipeline.sequences, recipe.student.max_length, section))
         base = Job("", "", section.model_dump(), histories=str(work / "histories.npy"))
-        served = replace(base, artifact=str(graph.path), digest=graph.digest)
-        jobs = {f"student, {name}": replace(served, runtime=name) for name in RUNTIMES if find_spec(name)}
+        jobs = {
+            f"{arm}, {name}": replace(base, artifact=str(graph.path), digest=graph.digest, runtime=name)
+            for arm, graph in graphs.items()
+            for name in RUNTIMES
+            if find_spec(name)
+        }
         jobs["teacher"] = replace(base, artifact=str(teacher.path), digest=teacher.digest)
         jobs[FULL_DEPTH] = replace(jobs["teacher"], full_depth_llm=str(pipeline.llm.path))
         results = measure(jobs, section, work)
@@ -196,7 +200,8 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
         }
         for name, own in results.items()
     }
-    fastest = max((name for name in rows if name.startswith("student")), key=lambda name: rows[name]["throughput_per_s"])
+    pace = {name: row["throughput_per_s"] for name, row in rows.items()}
+    fastest = max((name for name in rows if name.startswith("student")), key=pace.__getitem__)
     over = {name: round_ratios(results[fastest], results[name]) for name in ("teacher", FULL_DEPTH)}
     for name, own in over.items():
         print(f"{fastest} over {name}: {own['median']:.0f}x [{own['ci95'][0]:.0f}, {own['ci95'][1]:.0f}]")
@@ -205,21 +210,23 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     return {
         "speed": {"rows": rows, "fastest_student": fastest, "student_over": over},
         "full_depth_teacher": {**full, "untrained": True, "parameters_over_student": share},
-        "arms": {
-            "student": {"throughput_per_s": rows[fastest]["throughput_per_s"]},
-            "teacher": {"throughput_per_s": rows["teacher"]["throughput_per_s"]},
-        },
+        "arms": {"teacher": {"throughput_per_s": pace["teacher"]}}
+        | {arm: {"throughput_per_s": max(pace[name] for name in pace if name.startswith(f"{arm}, "))} for arm in graphs},
     }
 
 
-def _graph(pipeline: Pipeline, seed: int, out: Path) -> Artifact:
-    student = load(pipeline.folder / f"seed-{seed}" / "student", "student")
-    section = pipeline.recipe.export
+def _graphs(pipeline: Pipeline, seed: int, work: Path) -> dict[str, Artifact]:
+    """Of the student and of those of its controls whose weights are here."""
+    section, graphs = pipeline.recipe.export, {}
+    for arm in (arm for arm in ARMS if arm != "teacher"):
+        trained = load(pipeline.folder / f"seed-{seed}" / arm, arm)
+        if arm == "student" or (trained.path / WEIGHTS).exists():
 
-    def build(draft: Any) -> None:
-        build_onnx(load_student(student), pipeline.sequences, section, student.digest, draft, section.dtype)
+            def build(draft: Any, trained: Artifact = trained) -> None:
+                build_onnx(load_student(trained), pipeline.sequences, section, trained.digest, draft, section.dtype)
 
-    return make(out, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
+            graphs[arm] = make(work / arm, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
+    return graphs
 
 
 def _untrained(pipeline: Pipeline, out: Path) -> Artifact:

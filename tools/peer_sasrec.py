@@ -1,0 +1,151 @@
+"""The measured peer of control-id: SASRec (Kang and McAuley, 2018) of RecTools, on the same training sequences and targets.
+
+    make peer-sasrec        # an environment of its own, .venv-peers
+
+RecTools 0.19 declares a numpy older than ours; it runs with ours. It trains its own way (full softmax and Adam, the last
+`session_max_len` items of every user, one window each); the setting and the epoch are those that are best on validation, the
+former by the first seed, as control-id's were. Both are ranked by our evaluator; what RecTools has never seen in training comes
+last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as lightning
+import torch
+import torch.nn.functional as F
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+from torch import Tensor
+
+from distill.device import device
+from distill.evaluation import kept_ranks
+from foundation import console
+from foundation.artifact import load
+from recommender.config import StudentSection
+from recommender.data import load_dataset
+from recommender.evaluate import evaluate
+from recommender.metrics import ndcg, paired_relative_difference, summary
+from recommender.split import Sequences, build_sequences
+from recommender.torch_ranking import top_k
+
+SESSIONS, DROPOUTS, RATES = (50, 200), (0.2, 0.4), (1e-3, 2e-3)
+UNKNOWN = -1e9
+
+
+class PeerRecommender:
+    """RecTools' network over our item indices."""
+
+    def __init__(self, trained: lightning.LightningModule, length: int, num_items: int) -> None:
+        self.network, self.length = trained.torch_model.eval(), length
+        internal_I = np.zeros(num_items + 1, np.int64)
+        internal_I[trained.item_external_ids[1:].astype(int)] = np.arange(1, len(trained.item_external_ids))  # 0 is padding
+        self.internal_I = torch.from_numpy(internal_I).to(trained.device)
+        self.lacks_I = self.internal_I == 0
+        with torch.no_grad():
+            self.table = self.network.item_model.get_all_embeddings()
+
+    @torch.no_grad()
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        history = torch.from_numpy(history_BL).to(self.table.device)
+        known = self.internal_I[history]
+        known = known.gather(1, (known > 0).int().argsort(dim=1, stable=True))[:, -self.length :]  # what it knows, behind
+        session = F.pad(known, (self.length - known.shape[1], 0))
+        hidden = self.network.encode_sessions({"x": session}, self.table)[:, -1]
+        score_BI = (hidden @ self.table.T)[:, self.internal_I].masked_fill(self.lacks_I, UNKNOWN)
+        return top_k(score_BI, history, k)
+
+
+class KeepBest(lightning.Callback):
+    """Validation after every epoch, by our evaluator; the weights of the best are kept."""
+
+    sequences: Sequences  # of this process: RecTools copies a callback, and wants what it is told of one to be JSON
+
+    def __init__(self, length: int) -> None:
+        self.length, self.curve = length, list[float]()
+        self.best: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        recommender = PeerRecommender(pl_module, self.length, self.sequences.num_items)
+        rank_U = evaluate(recommender, self.sequences, "validation")
+        self.curve.append(float(ndcg(rank_U, 10).mean()))
+        if self.curve[-1] == max(self.curve):
+            self.best = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+        pl_module.train()
+
+
+def quiet_trainer(epochs: int, length: int) -> lightning.Trainer:
+    """RecTools asks for a function that can be imported by its name."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return lightning.Trainer(max_epochs=epochs, callbacks=[KeepBest(length)], deterministic=True, **quiet)
+
+
+def train(
+    sequences: Sequences, section: StudentSection, epochs: int, seed: int, **setting: Any
+) -> tuple[PeerRecommender, list[float]]:
+    """RecTools' SASRec of control-id's width and depth, at its best epoch, and its validation NDCG@10 after each."""
+    rows = [(u, int(item), n) for u in range(sequences.num_users) for n, item in enumerate(sequences.train(u))]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+    table["datetime"], table["weight"] = pd.to_datetime(table["datetime"], unit="D"), 1.0
+    lightning.seed_everything(seed, verbose=False)
+    length = setting["session_max_len"]
+    model = SASRecModel(
+        n_blocks=section.num_layers,
+        n_heads=section.num_heads,
+        n_factors=section.hidden_size,
+        deterministic=True,
+        epochs=epochs,
+        get_trainer_func=quiet_trainer,
+        get_trainer_func_kwargs={"epochs": epochs, "length": length},
+        **setting,
+    )
+    model.fit(Dataset.construct(table))
+    model.lightning_model.to(device())
+    keep = next(callback for callback in model.fit_trainer.callbacks if isinstance(callback, KeepBest))
+    model.lightning_model.load_state_dict(keep.best)
+    return PeerRecommender(model.lightning_model, length, sequences.num_items), keep.curve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="runs/DATASET, where `make distill` has trained control-id")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=128)
+    arguments = parser.parse_args()
+    sequences = build_sequences(load_dataset(load(arguments.folder / "data", "dataset")))
+    controls = [load(path, "control-id") for path in sorted(arguments.folder.glob("seed-*/control-id"))]
+    KeepBest.sequences = sequences
+    section = StudentSection.model_validate(controls[0].recipe["student"])
+    seeds = [control.manifest["seed"] for control in controls]
+    tried = []
+    for length, dropout, rate in itertools.product(SESSIONS, DROPOUTS, RATES):
+        setting = {"session_max_len": length, "dropout_rate": dropout, "lr": rate, "batch_size": arguments.batch_size}
+        curve = train(sequences, section, arguments.epochs, seeds[0], **setting)[1]
+        tried.append({**setting, "best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)})
+        console.say(f"{tried[-1]}")
+    best = max(tried, key=lambda row: row["validation_ndcg_at_10"])
+    setting = {name: best[name] for name in ("session_max_len", "dropout_rate", "lr", "batch_size")}
+    rank_SU = [evaluate(train(sequences, section, arguments.epochs, seed, **setting)[0], sequences, "test") for seed in seeds]
+    own_U, peer_U = (
+        np.mean([ndcg(rank_U, 10) for rank_U in ranks], axis=0)
+        for ranks in ([kept_ranks(control, "test") for control in controls], rank_SU)
+    )
+    rows = {
+        "control-id": {"ndcg_at_10": float(own_U.mean())},
+        "rectools-sasrec": {
+            "ndcg_at_10": float(peer_U.mean()),
+            "of_seeds": [summary(rank_U) for rank_U in rank_SU],
+            "over_control_id": paired_relative_difference(peer_U, own_U),
+        },
+    }
+    console.result({"targets_sha256": sequences.targets_sha256(), "seeds": seeds, "rows": rows, "tried": tried})
+
+
+if __name__ == "__main__":
+    main()

@@ -128,9 +128,8 @@ FOLDER ?= $(RUNS)/ml-100k/seed-0
 peer-gptq: $(VENV)-peers/.installed ## optimum's GPTQ for the teacher, as a peer of ours (FOLDER=runs/DATASET/seed-S)
 	$(VENV)-peers/bin/python tools/peer_gptq.py $(FOLDER)
 
-peer-sasrec: FOLDER = $(RUNS)/ml-100k
 peer-sasrec: $(VENV)-peers/.installed ## RecTools' SASRec, as a peer of control-id (FOLDER=runs/DATASET)
-	$(VENV)-peers/bin/python tools/peer_sasrec.py $(FOLDER)
+	$(VENV)-peers/bin/python tools/peer_sasrec.py $(FOLDER:%/seed-0=%)
 
 clean: ## delete the environment and all runs
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-drift $(RUNS)

@@ -24,6 +24,10 @@ _NO_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNOREC
 _LIBRARIES = ("safetensors", "safetensors_rust", "polars", "onnx", "onnxruntime", "openvino", "huggingface_hub")
 
 
+class Explained(RuntimeError):
+    """An error whose message says already what the machine could not do, and what to do about it."""
+
+
 def is_library_error(error: BaseException) -> bool:
     """Whether a library failed, by exception or by a panic of its Rust code, which pyo3 raises outside of `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -55,6 +59,8 @@ def is_machine_error(error: BaseException) -> bool:
 
 def explain(error: BaseException, go_on: str) -> str | None:
     """One line for the user: what the machine or a library could not do; None for what can only be a mistake of ours."""
+    if isinstance(error, Explained):
+        return f"{error}; then {go_on}"
     for cause in causes(error):
         said = first_line(str(cause), "no details")
         if lacks_memory(cause):

@@ -14,18 +14,18 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import cast
 
 from distill.config import TargetsSection
-from foundation.failure import causes, first_line, lacks_memory
+from foundation.failure import Explained, address_space_is_spent, causes, first_line, lacks_disk, lacks_memory
 from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
 from recdistill.supervisor import end_with, ended_by
 
 
-class Ended(RuntimeError):
+class Ended(Explained):
     """A process that made an artefact ended without a word."""
 
 
@@ -58,7 +58,8 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
     for seed in recipe.seeds:
         own = {name: task("arm", name, seed, after=[read]) for name, read in (("control-id", data), ("control-text", text))}
         if recipe.item_encoder:
-            own[ITEM_ENCODER] = task("item_encoder", seed, after=[own["control-text"]])
+            start = [own["control-text"]] if recipe.item_encoder.init == "control-text" else [data, llm]
+            own[ITEM_ENCODER] = task("item_encoder", seed, after=start)
             text_of_student[seed] = task("text_of", "student", seed, after=[own[ITEM_ENCODER]])
             own[TUNED] = task("arm", TUNED, seed, after=[text_of_student[seed]])
         start = own.get(recipe.teacher.item_init, data)
@@ -93,11 +94,16 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
 
 
 def make_side_by_side(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
-    """Make them, at most `jobs` at a time, and tell of each when it is made; the first that fails ends all, and is raised."""
+    """Make them, at most `jobs` at a time; the first that fails ends all, and is raised.
+
+    Tells of each when it is made, before one that comes after it is begun; it waits for the caller to ask for the next.
+    """
+    if jobs < 1:
+        raise ValueError(f"{jobs} jobs make nothing; give 1 or more")
     waiting, done = list(tasks), set[Task]()
     if lacking := {other for task in tasks for other in task.after}.difference(tasks):
         raise ValueError(f"tasks come after what is not among them: {', '.join(sorted(map(str, lacking)))}")
-    running: dict[Connection, tuple[SpawnProcess, Task]] = {}
+    running: dict[Connection, tuple[ForkServerProcess, Task]] = {}
     try:
         while waiting or running:
             for task in [task for task in waiting if done.issuperset(task.after)][: jobs - len(running)]:
@@ -120,18 +126,19 @@ def make_side_by_side(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
             process.join()
 
 
-def _begin(task: Task) -> tuple[Connection, SpawnProcess]:
-    spawn = multiprocessing.get_context("spawn")
-    told, tell = spawn.Pipe(duplex=False)
+def _begin(task: Task) -> tuple[Connection, ForkServerProcess]:
+    context = multiprocessing.get_context("forkserver")  # no process inherits what another one began, nor imports torch anew
+    context.set_forkserver_preload(["torch", "transformers"])
+    told, tell = context.Pipe(duplex=False)
     of, what = task.pipeline, (task.method, task.arguments)
     options = (of.recipe.model_dump_json(), of.runs, of.overwrite, of.tensorboard)
-    process = spawn.Process(target=_work, args=(os.getpid(), tell, options, *what))
+    process = context.Process(target=_work, args=(tell, options, *what))
     process.start()
     tell.close()
     return told, process
 
 
-def _error(told: Connection, process: SpawnProcess, task: Task) -> BaseException | None:
+def _error(told: Connection, process: ForkServerProcess, task: Task) -> BaseException | None:
     """What went wrong, if anything did."""
     try:
         return told.recv()
@@ -140,18 +147,20 @@ def _error(told: Connection, process: SpawnProcess, task: Task) -> BaseException
     code = cast("int", process.exitcode)
     if code == 0:
         return None
-    reason = f"{ended_by(code) or f'ended with code {code}'}; fewer --jobs take less memory"
-    return Ended(f"{task}, in a process of its own: {reason}")
+    reason = ended_by(code)
+    return Ended(
+        f"{task}, in a process of its own: "
+        + (f"{reason}; fewer --jobs take less memory" if reason else f"ended with code {code}, without a word")
+    )
 
 
 def _work(
-    parent: int,
     tell: Connection,
     options: tuple[str, Path, bool, Path | None],
     method: str,
     arguments: tuple[str | int, ...],
 ) -> None:
-    end_with(parent)
+    end_with(os.getppid())  # the fork server, which ends with the process that asked for it
     try:
         recipe, runs, overwrite, tensorboard = options
         pipeline = Pipeline(Recipe.model_validate_json(recipe), runs, overwrite, tensorboard)
@@ -167,11 +176,17 @@ def _work(
 def _sendable(error: BaseException) -> BaseException:
     """The error, or what of it another process can read; where it came from is its note."""
     came_from = traceback.format_exc()
-    if short := next((cause for cause in causes(error) if lacks_memory(cause)), None):
-        error = MemoryError(f"{first_line(str(short), type(short).__name__)}: fewer --jobs take less")
+    for cause in causes(error):  # which does not travel with it
+        if lacks_memory(cause) or address_space_is_spent():
+            error = MemoryError(f"{first_line(str(cause), type(cause).__name__)}: fewer --jobs take less")
+            break
+        if lacks_disk(cause):
+            error = cause
+            break
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError  # the user's fault, or another's
+        error = kind(f"{type(error).__name__}: {error}")
     error.add_note(came_from)
     return error

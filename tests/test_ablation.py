@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +22,7 @@ def test_every_variant_is_a_recipe_of_its_own(tmp_path: Path) -> None:
     for name, variant in ablation.VARIANTS.items():
         recipe = ablation._pipeline(arguments, tmp_path, "x", variant.keys).recipe
         found[name] = (variant.arm, recipe.model_dump_json())
-    assert found.pop("label weight 0.2") == found[ablation.BASE], "which is the recipe's own weight"
+    assert found.pop("label weight 0.2") == found[ablation.OBJECTIVE], "which is the recipe's own weight"
     assert len(set(found.values())) == len(found)
     named = " ".join(found)
     assert all(method in named for method in (*OBJECTIVES, *REGULARISERS))
@@ -43,32 +44,61 @@ def test_the_sample_is_fixed(tmp_path: Path) -> None:
     assert one.equals(two)
 
 
-def test_it_goes_on_where_it_was_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=60), write_tiny_llm(tmp_path / "tiny-llm")
     out = tmp_path / "ledger.json"
     words = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--users", "50", "--runs", str(tmp_path / "runs")]
-    words += ["--out", str(out), "--jobs", "2", "--set", f"teacher.llm={llm}", "--set", "num_threads=1"]
-    words += ["--set", "teacher.optim.epochs=1", "--set", "student.optim.epochs=1"]
-    names = ["control-id", "taught by control-text", "taught by a reader of texts"]
-    ablation.main([*words, "--only", *names])
-    told = capfd.readouterr().err
-    assert told.count("making") == told.count("made")
-    made = [Path(line.split()[2]) for line in told.splitlines() if line.startswith("[recdistill] made")]
-    assert len([path for path in made if path.name == "data" or path.parent.name == "llm"]) == 2, "shared, they are made once"
-    found = json.loads(out.read_text())
-    assert set(found["rows"]) == {*names, "teacher reads texts"} and found["users"] == 50
-    control = found["rows"]["control-id"]
-    assert 0 < control["test"]["ndcg_at_10"] <= 1 and control["arm"] == "control-id" and not control["changes"]
+    words += ["--out", str(out), "--jobs", "2"]
+    for key in (f"teacher.llm={llm}", "num_threads=1", "teacher.optim.epochs=1", "student.optim.epochs=1"):
+        words += ["--set", key]
 
+    def made() -> list[str]:
+        """What was made since, as FOLDER/ARTEFACT of one seed."""
+        told = capfd.readouterr().err.splitlines()
+        paths = [Path(line.split()[2]).relative_to(runs) for line in told if line.startswith("[recdistill] made")]
+        return sorted("/".join(part for part in path.parts if part != "seed-0") for path in paths)
+
+    ablation.main([*words, "--only", "control-id"])
     runs = next((tmp_path / "runs").iterdir())
-    assert (runs / "base" / "text" / "manifest.json").samefile(runs / "taught-by-control-text" / "text" / "manifest.json")
-    assert (runs / "teacher-reads-texts" / "seed-0" / "teacher" / "manifest.json").samefile(
-        runs / "taught-by-a-reader-of-texts" / "seed-0" / "teacher" / "manifest.json"
-    )
+    shared = ["chain/control-text", "chain/data", "chain/targets", "chain/teacher", "chain/text"]
+    own = [name for name in made() if not name.startswith("llm/")]
+    assert own == [*shared, "control-id/control-id"], "of the chain no more than variants share"
+    first = json.loads(out.read_text())["rows"]["control-id"]
+    assert 0 < first["test"]["ndcg_at_10"] <= 1 and first["arm"] == "control-id" and not first["changes"]
 
-    ablation.main([*words, "--only", "control-id", "taught by control-text"])
-    assert "making" not in capfd.readouterr().err and json.loads(out.read_text())["rows"].keys() == found["rows"].keys()
+    foreign = runs / "taught-by-a-reader-of-texts" / "seed-0" / "student"  # in the way of one variant
+    foreign.mkdir(parents=True)
+    (runs / ".taught-by-control-text.partial" / "cut").mkdir(parents=True)  # a copy that was cut
+    monkeypatch.setattr(ablation, "environment", lambda _: {"cpu": "another machine", "gpu": None})
+    names = ["control-id", "taught by control-text", "taught by a reader of texts"]
+    with pytest.raises(SystemExit, match="is there and is no artefact"):
+        ablation.main([*words, "--only", *names])
+    rows = json.loads(out.read_text())["rows"]
+    assert "teacher reads texts" in rows and "taught by a reader of texts" not in rows
 
-    with pytest.raises(SystemExit, match="rows of another recipe"):
-        ablation.main([*words, "--only", "control-id", "--set", "student.dropout=0.3"])
-    assert json.loads(out.read_text())["rows"].keys() == found["rows"].keys()
+    shutil.rmtree(foreign.parent.parent)
+    capfd.readouterr()
+    ablation.main([*words, "--only", *names])
+    assert not [name for name in made() if name.startswith("teacher-reads-texts") or name == "control-id/control-id"]
+    rows = json.loads(out.read_text())["rows"]
+    assert set(rows) == {*names, "teacher reads texts"}
+    assert rows["control-id"] == first, "neither made nor dated anew"
+    assert rows["taught by control-text"]["hardware"].startswith("another machine")
+    same = [
+        ("chain/text", "taught-by-control-text/text"),
+        ("teacher-reads-texts/seed-0/teacher", "taught-by-a-reader-of-texts/seed-0/teacher"),
+    ]
+    assert all((runs / one / "manifest.json").samefile(runs / other / "manifest.json") for one, other in same)
+    assert not (runs / "taught-by-control-text" / "cut").exists()
+
+    keys = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    asked = {"recipe": Path(words[1]), "data": data, "users": 50, "out": out, "runs": runs.parent}
+    ablation.Ledger(argparse.Namespace(**asked, set=[*keys, "benchmark.rounds=2"]))  # which shapes no row, and is not refused
+    with pytest.raises(ValueError, match="rows of another recipe"):
+        ablation.Ledger(argparse.Namespace(**asked, set=[*keys, "student.dropout=0.3"]))
+
+
+def test_more_users_than_there_are_is_refused(tmp_path: Path) -> None:
+    data = write_chain_dataset(tmp_path / "chain", num_users=60)
+    with pytest.raises(ValueError, match=r"--users 61: .* has 60"):
+        ablation._draw(data, 61, tmp_path / "out")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foundation.artifact import Artifact, load, lock
+from foundation.failure import explain
 from foundation.recipe import load_recipe
 from recdistill import parallel
 from recdistill.cli import main
@@ -41,6 +44,14 @@ def run(task: Task) -> None:
         made(*task.arguments)
 
 
+def made_by(*tasks: Task) -> set[Path]:
+    """Where the artefacts lie that they make, of which there is none at first."""
+    fresh = Pipeline(tasks[0].pipeline.recipe, tasks[0].pipeline.runs) if tasks else None
+    for task in tasks:
+        run(replace(task, pipeline=fresh))
+    return set(fresh._made) if fresh else set()
+
+
 def without_training(self: Pipeline, out: Path, kind: str, *_: Any) -> Artifact:
     """In the place of `Pipeline._make`."""
     return self._made.setdefault(out, Artifact(out, {"kind": kind, "files": {}, "metrics": {}}))
@@ -63,19 +74,15 @@ def test_a_task_makes_one_artefact_after_those_it_needs(
     monkeypatch.setattr(Pipeline, "_make", without_training)
     folder = [f"data.source={write_chain_dataset(tmp_path / 'chain')}", f"teacher.llm={write_tiny_llm(tmp_path / 'llm')}"]
     of = recipe(*encoder, *folder, *keys)
-    tasks = distill_tasks(Pipeline(of, tmp_path))
+    tasks, artefact = distill_tasks(Pipeline(of, tmp_path)), dict[Task, Path]()
     assert len(set(tasks)) == len(tasks)
     for number, task in enumerate(tasks):
         assert set(task.after) <= set(tasks[:number]), task
-        task.pipeline.__dict__ |= {"_made": {}}
-        for name in ("data", "llm", "text"):  # what it remembers of the task before
-            task.pipeline.__dict__.pop(name, None)
         *before, own = alone_and_those_before(task)
-        for other in before:
-            run(other)
-        known = set(task.pipeline._made)
-        run(own)
-        assert len(set(task.pipeline._made) - known) == 1, task
+        after_those = made_by(*before, own) - made_by(*before)
+        assert len(after_those) == 1, task
+        artefact[task] = after_those.pop()
+        assert {artefact[other] for other in task.after} <= made_by(own), "it waits for nothing that it does not need"
 
 
 def test_all_that_is_made_one_after_the_other_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +150,10 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.M
         return told, process
 
     monkeypatch.setattr(parallel, "_begin", begin_and_kill)
-    with pytest.raises(Ended, match=r"data, in a process of its own: killed; .* \(SIGKILL\); fewer --jobs"):
+    with pytest.raises(Ended, match=r"data, in a process of its own: killed; .* \(SIGKILL\); fewer --jobs") as found:
         list(make_side_by_side([Task(of_chain(tmp_path), "data")], 2))
+    told = explain(found.value, "go on")
+    assert told is not None and told.startswith("data, in") and told.endswith("fewer --jobs take less memory; then go on")
 
 
 def test_a_long_error_is_told(tmp_path: Path) -> None:
@@ -161,6 +170,10 @@ class Odd(Exception):
         super().__init__(reason)
 
 
+class OddValue(Odd, ValueError):
+    """Of the user's input."""
+
+
 def test_what_a_process_says_of_an_error() -> None:
     def told(error: BaseException, cause: BaseException | None = None) -> BaseException:
         try:
@@ -173,12 +186,17 @@ def test_what_a_process_says_of_an_error() -> None:
     lacking = told(ValueError("a summary"), MemoryError("cannot allocate 3 bytes"))
     assert type(lacking) is MemoryError and str(lacking) == "cannot allocate 3 bytes: fewer --jobs take less"
     assert type(told(ValueError("x"))) is ValueError
+    full = told(RuntimeError("a summary"), OSError(errno.ENOSPC, "a writer failed"))
+    assert explain(full, "go on") == "the disk is full ([Errno 28] a writer failed); free some space, then go on"
+    assert type(told(OddValue(reason="a reason"))) is ValueError, "the command's exit code depends on it"
 
 
 def test_what_comes_after_what_is_not_there_is_refused(tmp_path: Path) -> None:
     pipeline = Pipeline(recipe(), tmp_path)
     with pytest.raises(ValueError, match="come after what is not among them: llm"):
         list(make_side_by_side([Task(pipeline, "text", after=(Task(pipeline, "llm"),))], 1))
+    with pytest.raises(ValueError, match="0 jobs make nothing"):
+        list(make_side_by_side([], 0))
 
 
 def test_an_odd_number_of_jobs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

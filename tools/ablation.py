@@ -2,11 +2,11 @@
 
     python tools/ablation.py --recipe recipes/amazon18-games.toml --data FOLDER --users 10000 --jobs 12
 
-The recipe's chain is made once, for one seed, with the teacher alone as who teaches by forward_kl; every variant below starts
-at its artefacts, changes the keys that its row names, and has its arm trained anew, at most `--jobs` at a time. Written to
-docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over all sampled users with its interval and
-its paired difference to control-text, on validation and on test. A run that was interrupted, or failed, is gone on from by the
-same command. `--only NAME…` names variants, `--set` changes the recipe of all.
+The recipe's chain is made once, for its first seed, with the teacher alone as who teaches by forward_kl; every variant of
+VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained anew, at most `--jobs` at a time.
+Written to docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over the sampled users with its
+interval and its paired difference to control-text, on validation and on test. What was interrupted, or failed, is gone on from
+by the same command; what is there already is neither made nor dated anew.
 
 (To compare finished runs of whole recipes, over all seeds: the phase `ablation` of tools/distill_figures.py.)
 """
@@ -20,6 +20,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,18 @@ import polars as pl
 
 from benchmark.environment import environment
 from distill.evaluation import kept_history, kept_ranks
-from foundation.artifact import Artifact, load, sha256_file, write_atomically
+from foundation.artifact import Artifact, load, lock, sha256_file, write_atomically
 from foundation.recipe import load_recipe
 from recdistill.parallel import Task, distill_tasks, make_side_by_side
 from recdistill.pipeline import Pipeline
 from recdistill.recipe import Recipe, of_folder
 from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
 
-BASE = "forward_kl"
+OBJECTIVE = "forward_kl"
 ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", "targets.members={teacher = 1.0}"]
-ALONE += [f"distill.objectives={{{BASE} = {{}}}}"]
+ALONE += [f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
+CHAIN = "chain"  # the folder of what all variants start at
+_SHAPING = ("seeds", "num_threads", "data", "text", "item_encoder", "teacher", "targets", "student", "distill", "regularisers")
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,13 @@ VARIANTS = {
     "control-id": Variant("control-id"),
     "control-text": Variant("control-text"),
     "teacher": Variant("teacher"),
-    BASE: Variant("student"),
+    OBJECTIVE: Variant("student"),
     **{f"{name} alone": Variant("student", (_objectives(name),)) for name in _OTHERS},
-    **{f"{BASE} and {name}": Variant("student", (_objectives(BASE, name),)) for name in _OTHERS},
-    "all objectives": Variant("student", (_objectives(BASE, *_OTHERS),)),
+    **{f"{OBJECTIVE} and {name}": Variant("student", (_objectives(OBJECTIVE, name),)) for name in _OTHERS},
+    "all objectives": Variant("student", (_objectives(OBJECTIVE, *_OTHERS),)),
     **{f"label weight {w}": Variant("student", (f"distill.label_weight={w}",)) for w in ("0.0", "0.2", "1.0")},
     "temperature 3": Variant("student", ("targets.temperature=3.0",)),
-    "follow_audit": Variant("student", ("distill.follow_audit=true",)),
+    "follow_audit": Variant("student", ("distill.follow_audit=true",), start="control-id"),
     "taught by control-text": Variant("student", ("targets.members={control-text = 1.0}",)),
     "taught by both": Variant("student", ("targets.members={teacher = 1.0, control-text = 1.0}",)),
     **{
@@ -85,52 +89,76 @@ VARIANTS = {
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"variants: {'; '.join(VARIANTS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--users", type=int, default=10_000)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--users", type=int, default=10_000, help="drawn of the dataset's")
+    parser.add_argument("--jobs", type=int, default=1, help="arms trained side by side, for a GPU")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all variants")
+    only = parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="variants (below)")
+    only.metavar = "NAME"
     parser.add_argument("--out", type=Path, help="default: docs/results/ablation-DATASET.json")
     arguments = parser.parse_args(words)
+    try:
+        _ablate(arguments)
+    except ValueError as error:  # of recipe, data or options
+        sys.exit(str(error))
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
     ledger = Ledger(arguments)
-    base = _pipeline(arguments, ledger.runs, "base", ())
-    for made in make_side_by_side(_base_tasks(base), arguments.jobs):
-        print(f"base: {made}", file=sys.stderr)
-    starts = {VARIANTS[name].start for name in arguments.only} - {""}
-    names = sorted({*arguments.only, *starts}, key=lambda name: (name not in starts, list(VARIANTS).index(name)))
+    chain = _pipeline(arguments, ledger.runs, CHAIN, ())
+    seed = chain.recipe.seeds[0]
+    for task in make_side_by_side(_shared(distill_tasks(chain), seed), arguments.jobs):
+        print(f"{CHAIN}: {task}", file=sys.stderr)
     tasks = dict[str, Task]()
-    for name in names:
+    for name in _starts_first(arguments.only):
         variant = VARIANTS[name]
         pipeline = _pipeline(arguments, ledger.runs, name.replace(" ", "-").replace(",", ""), variant.keys)
-        made = ("teacher", (0,)) if variant.arm == "teacher" else ("arm", (variant.arm, 0))
-        tasks[name] = Task(pipeline, *made, after=(tasks[variant.start],) if variant.start else ())
+        what = ("teacher", (seed,)) if variant.arm == "teacher" else ("arm", (variant.arm, seed))
+        tasks[name] = Task(pipeline, *what, after=(tasks[variant.start],) if variant.start else ())
         if not variant.start:
-            _link(base.folder, pipeline.folder)
-    control = load(base.folder / "seed-0" / "control-text")
-    name_of = {task: name for name, task in tasks.items()}
-    for task in make_side_by_side(list(tasks.values()), arguments.jobs):
-        name, variant = name_of[task], VARIANTS[name_of[task]]
-        for other in tasks.values():
-            if task in other.after:
-                _link(task.pipeline.folder, other.pipeline.folder)
-        row = _row(variant, load(task.pipeline.folder / "seed-0" / variant.arm), control)
-        ledger.add(name, row)
-        print(f"{name}: {row['validation']['ndcg_at_10']:.5f}")
+            _link(chain.folder, pipeline.folder)
+    control = load(_seeded(chain, seed) / "control-text")
+    name_of, judged = {task: name for name, task in tasks.items()}, []
+    with ThreadPoolExecutor(1) as judge:  # while it judges a variant the next is trained
+        for task in make_side_by_side(list(tasks.values()), arguments.jobs):
+            for other in tasks.values():
+                if task in other.after:
+                    _link(task.pipeline.folder, other.pipeline.folder)
+            variant = VARIANTS[name_of[task]]
+            judged.append(judge.submit(ledger.judge, name_of[task], load(_seeded(task.pipeline, seed) / variant.arm), control))
+    for row in judged:
+        row.result()
 
 
-def _base_tasks(base: Pipeline) -> list[Task]:
-    """Of the recipe's chain what variants share."""
-    shared = ("data", "llm", "text", "teacher", "targets")
-    return [task for task in distill_tasks(base) if task.method in shared or task.arguments == ("control-text", 0)]
+def _shared(tasks: list[Task], seed: int) -> list[Task]:
+    """Of the recipe's chain what variants share: control-text, what teaches the student, and all that these need."""
+    needed = {task for task in tasks if task.method == "targets" or task.arguments == ("control-text", seed)}
+    for task in reversed(tasks):
+        needed.update(task.after if task in needed else ())
+    return [task for task in tasks if task in needed]
+
+
+def _starts_first(names: Iterable[str]) -> list[str]:
+    """Those names and those of the variants where they start, which come before them."""
+    starts = {VARIANTS[name].start for name in names} - {""}
+    return sorted({*names, *starts}, key=lambda name: (name not in starts, list(VARIANTS).index(name)))
+
+
+def _seeded(pipeline: Pipeline, seed: int) -> Path:
+    return pipeline.folder / f"seed-{seed}"
 
 
 def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
     named = [*of_folder(runs / "sample"), f"name={json.dumps(name)}"]
     recipe = load_recipe(Recipe, arguments.recipe, [*named, *ALONE, *arguments.set, *keys])
-    return Pipeline(recipe, runs, overwrite=name != "base")  # what a variant changes, it makes anew
+    return Pipeline(recipe, runs, overwrite=name != CHAIN)  # what a variant changes, it makes anew
 
 
 def _link(start: Path, folder: Path) -> None:
@@ -142,42 +170,49 @@ def _link(start: Path, folder: Path) -> None:
         aside.rename(folder)
 
 
-def _row(variant: Variant, made: Artifact, control: Artifact) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys), "epochs": len(kept_history(made))}
-    for part in ("validation", "test"):
-        own_U, control_U = (ndcg(kept_ranks(artifact, part), 10) for artifact in (made, control))
-        row[part] = {
-            "ndcg_at_10": float(own_U.mean()),
-            "ci95": list(bootstrap_ci(own_U)),
-            "over_control_text": paired_relative_difference(own_U, control_U),
-        }
-    return row
-
-
 class Ledger:
     """The file of results, of one sample and one recipe; and the folder of their runs, which is of no other either."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         data, users = arguments.data.resolve(), arguments.users
         self.out: Path = arguments.out or Path(f"docs/results/ablation-{data.name}.json")
-        recipe = load_recipe(Recipe, arguments.recipe, ["name=base", *ALONE, *arguments.set])
+        recipe = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set])
         of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
-        of += [str(users), recipe.model_dump_json(exclude={"about"})]
-        base = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
+        of += [str(users), recipe.model_dump_json(include=set(_SHAPING))]
+        self.about = {"of_sha256": hashlib.sha256("\n".join(of).encode()).hexdigest(), "users": users}
+        self.runs: Path = arguments.runs / f"{data.name}-{self.about['of_sha256'][:16]}"
         machine = environment(1)
         command = ["python tools/ablation.py", "--recipe", str(arguments.recipe), "--data", data.name, "--users", str(users)]
         command += [word for entry in arguments.set for word in ("--set", entry)]
-        self.about = {"hardware": f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}", "command": " ".join(command)}
-        self.found = json.loads(self.out.read_text()) if self.out.exists() else {"base": base, "users": users, "rows": {}}
-        if self.found["base"] != base:
-            raise SystemExit(f"{self.out} holds rows of another recipe, sample or dataset ({self.found['base']}); move it away")
-        self.runs: Path = arguments.runs / f"{data.name}-{base}"
+        self.run = {"hardware": f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}", "command": " ".join(command)}
+        self._read()
         _draw(data, users, self.runs / "sample")
 
-    def add(self, name: str, row: dict[str, Any]) -> None:
-        """Write a row, in the place of one of its name."""
-        self.found["rows"][name] = row | self.about | {"date": time.strftime("%Y-%m-%d", time.gmtime())}
-        write_atomically(self.out, (json.dumps(self.found, indent=1, sort_keys=True) + "\n").encode())
+    def judge(self, name: str, made: Artifact, control: Artifact) -> None:
+        """Write the row of a variant, in the place of one of its name, unless it is there of this very artefact."""
+        if self._read()["rows"].get(name, {}).get("artifact") == made.digest:
+            return
+        variant = VARIANTS[name]
+        row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys), "num_epochs": len(kept_history(made))}
+        for part in ("validation", "test"):
+            own_U, control_U = (ndcg(kept_ranks(artifact, part), 10) for artifact in (made, control))
+            row[part] = {
+                "ndcg_at_10": float(own_U.mean()),
+                "ci95": list(bootstrap_ci(own_U)),
+                "over_control_text": paired_relative_difference(own_U, control_U),
+            }
+        row |= {"artifact": made.digest, "date": time.strftime("%Y-%m-%d", time.gmtime()), **self.run}
+        with lock(self.out.with_name(f".{self.out.name}.lock")):  # other calls, of other variants, write as well
+            found = self._read()
+            found["rows"][name] = row
+            write_atomically(self.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+        print(f"{name}: {row['validation']['ndcg_at_10']:.5f}")
+
+    def _read(self) -> dict[str, Any]:
+        found = json.loads(self.out.read_text()) if self.out.exists() else self.about | {"rows": {}}
+        if found["of_sha256"] != self.about["of_sha256"]:
+            raise ValueError(f"{self.out} holds rows of another recipe, sample or dataset; move it away, or name another --out")
+        return found
 
 
 def _draw(data: Path, users: int, out: Path) -> None:
@@ -186,6 +221,8 @@ def _draw(data: Path, users: int, out: Path) -> None:
         return
     interactions = pl.read_parquet(data / "interactions.parquet")
     everyone = interactions["user_id"].unique().sort()
+    if users > len(everyone):
+        raise ValueError(f"--users {users}: {data} has {len(everyone)}")
     drawn = everyone.gather(np.sort(np.random.default_rng(0).permutation(len(everyone))[:users]))
     aside = out.with_suffix(".partial")
     aside.mkdir(parents=True, exist_ok=True)

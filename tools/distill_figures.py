@@ -2,14 +2,15 @@
 
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
-    speed      throughput of the student, the teacher and the full-depth teacher, by the benchmark's runner
+    speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
     python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml --data FOLDER
     python tools/distill_figures.py ablation --recipe … --data FOLDER --arm student label-0.5=runs/half/amazon18-games
 
 (Every objective, regulariser and teacher by itself, on a sample of users: tools/ablation.py.)
 
-speed takes the student's artefact of the first seed, and teachers that are not trained: their pace does not depend on it.
+speed takes the artefacts of the first seed (of the controls those that are there), and teachers that are not trained: their
+pace does not depend on it.
 """
 
 from __future__ import annotations
@@ -217,16 +218,18 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
 
 def _graphs(pipeline: Pipeline, seed: int, work: Path) -> dict[str, Artifact]:
     """Of the student and of those of its controls whose weights are here."""
-    section, graphs = pipeline.recipe.export, {}
-    for arm in (arm for arm in ARMS if arm != "teacher"):
-        trained = load(pipeline.folder / f"seed-{seed}" / arm, arm)
-        if arm == "student" or (trained.path / WEIGHTS).exists():
+    section, folder = pipeline.recipe.export, pipeline.folder / f"seed-{seed}"
 
-            def build(draft: Any, trained: Artifact = trained) -> None:
-                build_onnx(load_student(trained), pipeline.sequences, section, trained.digest, draft, section.dtype)
+    def graph(arm: str) -> Artifact:
+        trained = load(folder / arm, arm)
 
-            graphs[arm] = make(work / arm, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
-    return graphs
+        def build(draft: Any) -> None:
+            build_onnx(load_student(trained), pipeline.sequences, section, trained.digest, draft, section.dtype)
+
+        return make(work / arm, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
+
+    served = (arm for arm in ARMS if arm != "teacher")
+    return {arm: graph(arm) for arm in served if arm == "student" or (folder / arm / WEIGHTS).exists()}
 
 
 def _untrained(pipeline: Pipeline, out: Path) -> Artifact:

@@ -74,9 +74,10 @@ class KeepBest(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         recommender = PeerRecommender(pl_module, self.length, self.sequences.num_items)
         rank_U = evaluate(recommender, self.sequences, "validation")
-        self.curve.append(float(ndcg(rank_U, 10).mean()))
-        if self.curve[-1] == max(self.curve):
+        score = float(ndcg(rank_U, 10).mean())
+        if score > max(self.curve, default=-1.0):
             self.best = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+        self.curve.append(score)
         pl_module.train()
 
 

@@ -1,0 +1,58 @@
+"""The peer of control-id is asked in our item indices: what its library has renumbered, skipped or never seen."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+_ELSEWHERE = ("pandas", "pytorch_lightning", "rectools", "rectools.dataset", "rectools.models")  # in .venv-peers only
+NUM_ITEMS, LENGTH = 8, 2
+KNOWN = np.array(["PAD", 7, 3, 5], dtype=object)  # by the library's own number
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name in _ELSEWHERE:
+        module = ModuleType(name)
+        module.__dict__.update(Callback=object, LightningModule=object, Trainer=object, Dataset=None, SASRecModel=object)
+        monkeypatch.setitem(sys.modules, name, module)
+    yield importlib.import_module("tools.peer_sasrec")
+    sys.modules.pop("tools.peer_sasrec")
+
+
+class Successor:
+    """A network that is sure of the item that the library counts next after the last of a session."""
+
+    def __init__(self) -> None:
+        self.item_model, self.sessions = self, list[Tensor]()
+
+    def eval(self) -> Successor:
+        return self
+
+    def get_all_embeddings(self) -> Tensor:
+        return torch.eye(len(KNOWN))
+
+    def encode_sessions(self, batch: dict[str, Tensor], table: Tensor) -> Tensor:
+        self.sessions.append(batch["x"])
+        return table[batch["x"] % (len(KNOWN) - 1) + 1]
+
+
+def test_items_are_ours_again(peer: Any) -> None:
+    network = Successor()
+    trained = SimpleNamespace(torch_model=network, item_external_ids=KNOWN, device="cpu")
+    recommender = peer.PeerRecommender(trained, LENGTH, NUM_ITEMS)
+    index_BK, _ = recommender.recommend(np.array([[0, 0, 5, 7], [3, 2, 7, 1], [0, 0, 0, 2]]), 6)
+    assert network.sessions[0].tolist() == [[3, 1], [2, 1], [0, 0]], "the last two that it knows, padded before"
+    assert index_BK[0].tolist() == [3, 1, 2, 4, 6, 8], (
+        "of 7 the next is 3; what it has never seen comes last, lower index first"
+    )
+    assert index_BK[1].tolist()[:1] == [5] and not {3, 2, 7, 1} & set(index_BK[1].tolist()), "3 would be next, and is seen"
+    assert index_BK[2].tolist()[:3] == [7, 3, 5]

@@ -56,14 +56,13 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
     trained: dict[tuple[str, int], Task] = {}
     text_of_student = dict.fromkeys(recipe.seeds, text)
     for seed in recipe.seeds:
-        own = {name: task("arm", name, seed, after=[read]) for name, read in (("control-id", data), ("control-text", text))}
+        own = {name: task("arm", name, seed, after=[it]) for name, it in (("control-id", data), ("control-text", text))}
         if recipe.item_encoder:
-            start = [own["control-text"]] if recipe.item_encoder.init == "control-text" else [data, llm]
-            own[ITEM_ENCODER] = task("item_encoder", seed, after=start)
+            read = [own["control-text"]] if recipe.item_encoder.init == "control-text" else [data, llm]
+            own[ITEM_ENCODER] = task("item_encoder", seed, after=read)
             text_of_student[seed] = task("text_of", "student", seed, after=[own[ITEM_ENCODER]])
             own[TUNED] = task("arm", TUNED, seed, after=[text_of_student[seed]])
-        start = own.get(recipe.teacher.item_init, data)
-        own["teacher"] = task("teacher", seed, after=[text_of_student[seed], start])
+        own["teacher"] = task("teacher", seed, after=[text_of_student[seed], own.get(recipe.teacher.item_init, data)])
         trained |= {(name, seed): one for name, one in own.items()}
 
     def teaching(section: TargetsSection, seed: int) -> list[Task]:
@@ -110,9 +109,7 @@ def make_side_by_side(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
                 waiting.remove(task)
                 told, process = _begin(task)
                 running[told] = process, task
-            for told in cast(
-                "list[Connection]", wait(list(running))
-            ):  # it has an error to tell, or is closed: the process ends
+            for told in cast("list[Connection]", wait(list(running))):  # with an error, or closed: its process ends
                 process, task = running[told]
                 error = _error(told, process, task)
                 if error is not None:

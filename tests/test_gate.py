@@ -6,8 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -200,6 +203,34 @@ def test_a_planted_slow_down_is_seen_as_large_as_it_is(served: tuple[Side, Seque
         # Twice as long; wide bounds, because a test may have to share its cores.
         assert 1.4 < np.exp(np.median(samples.head[metric] - samples.control[metric])) < 2.9
     assert (samples.peak_rss > 20e6).all()
+
+
+def test_nobody_works_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does finds its caches warm. Base is in the middle; head and its control take turns to be the first."""
+    blocks: list[list[Any]] = []
+
+    class Fake:
+        def __init__(self, side: Side) -> None:
+            self.side = side
+
+        def ask(self, request: str) -> dict[str, float]:
+            if request.startswith("run"):
+                blocks[-1].append(self)
+            return {"median_s": 1.0, "peak_rss_bytes": 1.0}
+
+    @contextmanager
+    def serving(side: Side, *_: Any) -> Iterator[Fake]:
+        yield Fake(side)
+
+    monkeypatch.setattr("benchmark.gate.measure._serving", serving)
+    head, base = (Side(name, Path("x"), Path("x")) for name in ("head", "base"))
+    for group in range(2):
+        blocks.append([])
+        measure(head, base, Path("x"), QUICK, 1, first=group)
+    assert [[block.side for block in own[:3]] for own in blocks] == [[head, base, base], [base, base, head]]
+    for own in blocks:
+        assert len(own) == 2 * 3 * QUICK.blocks and len(set(own)) == 3
+        assert all(one is not next_one for one, next_one in pairwise(own))
 
 
 def test_a_whole_check(served: tuple[Side, Sequences], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Groups of fresh processes, measured in interleaved blocks.
 
 A group is three processes: base, head, and base once more as its own control. Only one works at a time. In every step all
-three serve the same requests, base between the other two, so that each ratio compares neighbours in time; steps alternate
-in order (head base control, control base head), so that a drift of the machine cancels.
+three serve the same requests, base between the other two, so that each ratio compares neighbours in time. Groups alternate in
+order (head base control, control base head), so that a drift of the machine cancels; steps do not, since a process that works
+twice in a row finds its caches warm and looks 2% faster than the one in the middle, which never does (docs/log.md).
 """
 
 from __future__ import annotations
@@ -103,9 +104,8 @@ def _group(head: Side, base: Side, histories: Path, section: GateSection, number
             typical_s = {name: processes[name].ask(f"warm {batch} {section.warmup_s}")["median_s"] for name in names}
             calls = max(MIN_CALLS, math.ceil(section.block_s / typical_s["base"]))
             rows = []
-            for step in range(section.blocks):
-                order = names if step % 2 == 0 else names[::-1]
-                rows.append({name: math.log(processes[name].ask(f"run {batch} {calls}")["median_s"]) for name in order})
+            for _ in range(section.blocks):
+                rows.append({name: math.log(processes[name].ask(f"run {batch} {calls}")["median_s"]) for name in names})
             for name, found in (("head", samples.head), ("control", samples.control)):
                 found[metric] = np.array([[row[name] - row["base"] for row in rows]])
         peaks = {name: processes[name].ask("end")["peak_rss_bytes"] for name in names}

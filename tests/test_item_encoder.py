@@ -128,6 +128,15 @@ def test_states_in_between_need_a_norm_of_a_known_name(tiny_llm: Artifact, monke
         load_pooled_body(tiny_llm, [1, 2])
 
 
+def test_a_body_that_looks_ahead_is_refused(
+    dataset: Artifact, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its texts are padded without a mask."""
+    monkeypatch.setattr("distill.llm.causal_config", lambda config, _: config)
+    with pytest.raises(TeacherError, match="does not read left to right"):
+        tuned(tmp_path, make_llm(tmp_path, "bert"), dataset, sequences, init="random")
+
+
 # --- the stage
 
 

@@ -373,7 +373,7 @@ def _check_latency(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _pipeline(arguments).recipe
     names = ("base", "head", "student", "junit", "history")
     asked = Asked(data=arguments.dataset, **{name: getattr(arguments, name) for name in names})
-    code, found = check_latency(asked, recipe.student, recipe.gate, arguments.runs / "gate")
+    code, found = check_latency(asked, recipe.student, recipe.gate, arguments.runs / "gate", recipe.export)
     return {"stage": "check-latency", "exit_code": code, **found}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,18 @@ from benchmark.gate.checkpoint import drawn_checkpoint
 from benchmark.gate.command import REPOSITORY, Asked, check_latency, not_compared
 from benchmark.gate.config import Budgets, GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
-from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side, measure
-from benchmark.gate.revision import UsageError, checked_out, exported, resolve
+from benchmark.gate.measure import LATENCY, THROUGHPUT, GateError, Samples, Side, measure, ranked
+from benchmark.gate.revision import UsageError, checked_out, checkout_name, exported, resolve
 from benchmark.gate.verdict import Finding, estimate, holm, judge, unfit
 from export.config import ExportSection
 from export.onnx_graph import build_onnx
 from foundation.artifact import Unavailable, make
 from recommender.config import StudentSection
 from recommender.data import load_dataset
+from recommender.evaluate import recommend_all
 from recommender.ranking import pad_left
 from recommender.runtimes.base import GRAPH, ITEM_IDS
+from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.split import Sequences, build_sequences
 from recommender.student import load_student
 
@@ -157,9 +161,13 @@ def test_a_control_that_differs_in_the_second_reading_is_unfit(monkeypatch: pyte
 
 
 def test_an_unfit_machine_says_so_whatever_head_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Side("side", Path(), Path())
     for ratio in (1.0, 1.3):
         simulated(monkeypatch, lambda n, ratio=ratio: noise(ratio, seed=n), noise(1.05, 0.001))
-        assert verdict_of() == (Verdict.UNFIT, 15)
+        outcome, _ = check_time(side, side, Path(), GateSection(budgets=Budgets(throughput_time=0.0)))
+        assert (outcome.verdict, outcome.groups) == (Verdict.UNFIT, 15)
+        suite = ElementTree.fromstring(junit(outcome))
+        assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("1", "0", "1")
     assert Verdict.UNFIT.exit_code == 3
 
 
@@ -247,6 +255,25 @@ def test_a_whole_check(served: tuple[Side, Sequences], tmp_path: Path) -> None:
     }
 
 
+def test_lists_are_made_by_each_sides_own_code(served: tuple[Side, Sequences], tmp_path: Path) -> None:
+    side, sequences = served
+    histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
+    np.save(tmp_path / "whole.npy", pad_left(histories))
+    here = recommend_all(OnnxRecommender(side.graph, 1), histories, 20)
+    np.testing.assert_array_equal(ranked(side, tmp_path / "whole.npy", 1), here)
+    (tmp_path / "recommender" / "runtimes").mkdir(parents=True)
+    for package in ("recommender", "recommender/runtimes"):
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "recommender" / "runtimes" / "onnxruntime.py").write_text(
+        "import numpy as np\n"
+        "class OnnxRecommender:\n"
+        "    def __init__(self, graph, num_threads): pass\n"
+        "    def recommend(self, history_BL, k): return np.full((len(history_BL), k), 7), None\n"
+    )
+    other = replace(side, name="other", checkout=tmp_path)
+    assert (ranked(other, tmp_path / "whole.npy", 1) == 7).all()
+
+
 def test_a_side_that_cannot_be_served_is_named(tmp_path: Path) -> None:
     (tmp_path / GRAPH).write_bytes(b"no graph")
     np.save(tmp_path / "h.npy", np.ones((2, 3), np.int64))
@@ -306,6 +333,10 @@ def test_a_revision_is_checked_out_beside_the_working_tree(tmp_path: Path) -> No
     assert (checkout / "f.txt").read_text() == "old"
     assert checked_out(commit, repository, folder) == checkout
     assert (repository / "f.txt").read_text() == "new, not committed"
+    assert checkout_name(repository) == f"{commit[:12]}-dirty"
+    git(repository, "checkout", "f.txt")
+    assert checkout_name(repository) == commit[:12]
+    assert checkout_name(tmp_path) == ""
     with pytest.raises(UsageError, match="'no-such' is no git revision"):
         resolve("no-such", repository)
 
@@ -320,9 +351,14 @@ def test_a_base_without_a_gate_is_a_warning(
     git(repository, "add", ".")
     git(repository, "commit", "-m", "from before the gate")
     monkeypatch.setattr("benchmark.gate.command.REPOSITORY", repository)
-    code, found = check_latency(Asked("HEAD"), SHAPE, QUICK, tmp_path / "work")
-    assert (code, found["verdict"]) == (0, "NO BASE")
-    assert "is from before the gate; nothing is compared" in capsys.readouterr().err
+    asked = Asked("HEAD", junit=tmp_path / "j.xml", history=tmp_path / "h.jsonl")
+    code, found = check_latency(asked, SHAPE, QUICK, tmp_path / "work")
+    assert (code, found["verdict"]) == (0, "NO_BASE")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("is from before the gate")
+    case = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    assert case.find("skipped") is not None
+    line = json.loads((tmp_path / "h.jsonl").read_text())
+    assert (line["verdict"], line["metrics"], line["commit"]) == ("NO_BASE", {}, git(repository, "rev-parse", "HEAD")[:12])
 
 
 def test_a_graph_is_exported_anew_by_each_code(tmp_path: Path) -> None:
@@ -343,12 +379,36 @@ value = helper.make_tensor("w", TensorProto.FLOAT, [{extra} + 1], [1.0] * ({extr
 output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [{extra} + 1])
 graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [value])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+assert sys.argv[-1] == "export.first_layer_table=true", sys.argv
 make(Path(sys.argv[4]), "onnx", recipe={{}}, inputs={{}}, build=lambda d: onnx.save(model, d.path / "model.onnx"))
 """
         (checkout / "recdistill" / "__init__.py").touch()
         (checkout / "recdistill" / "cli.py").write_text(cli)
-        sizes.append(exported("base", checkout, sys.executable, student.path, data.path, out).stat().st_size)
+        options = ["export.first_layer_table=true"]
+        sizes.append(exported("base", checkout, sys.executable, student.path, data.path, out, options).stat().st_size)
     assert sizes[1] > sizes[0] + 300
+
+
+def test_revisions_export_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a disk that is full while they do makes the machine unfit, not this checkout slow."""
+    repository, asked_for = tmp_path / "repository", []
+    (repository / "benchmark" / "gate").mkdir(parents=True)
+    for file in ("pyproject.toml", "benchmark/gate/revision.py"):
+        shutil.copyfile(REPOSITORY / file, repository / file)
+    git(repository, "init")
+    git(repository, "add", ".")
+    git(repository, "commit", "-m", "a revision with a gate")
+    monkeypatch.setattr("benchmark.gate.command.REPOSITORY", repository)
+
+    def full(*args: Any) -> Path:
+        asked_for.append(args[-1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("benchmark.gate.command.exported", full)
+    export = ExportSection(first_stage_dims=8, inputs=["exclude"])
+    code, found = check_latency(Asked("HEAD"), SHAPE, QUICK, tmp_path / "work", export)
+    assert (code, found["verdict"]) == (3, "UNFIT") and "No space left" in found["reason"]
+    assert asked_for == [['export.inputs=["exclude"]', "export.first_stage_dims=8"]]
 
 
 def test_options_that_mean_nothing_together_are_refused(tmp_path: Path) -> None:
@@ -439,7 +499,7 @@ def test_the_ledger_resumes_and_begins_anew_for_another_gate(
         made.append(kind)
         slow = bool(kind.slowdown)
         return {**prove.asdict(kind), "verdict": "FAIL" if slow else "PASS", "seconds": 20.0, "groups": 5, "faster": False,
-                "ratios": {LATENCY: 1.1 if slow else 1.0, THROUGHPUT: 1.0}, "reason": "",
+                "ratios": {LATENCY: 1.1 if slow else 1.0, THROUGHPUT: 1.0}, "counted": {"peak_rss": 1.0}, "reason": "",
                 "hardware": "a PC", "naive_ratio": 1.2}  # fmt: skip
 
     monkeypatch.setattr(prove, "_run", run)

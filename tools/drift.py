@@ -47,28 +47,35 @@ def main() -> int:
 
 
 def read(history: Path) -> list[dict[str, Any]]:
-    """The checks in the file, each with `date`, `base`, `commit` and `ratios`; those that compared nothing are left out."""
+    """The checks in the file, each with `date`, `base`, `commit`, `checkpoint` and `ratios`.
+
+    Those that compared nothing, and those of a machine that could not judge, are left out.
+    """
     checks = []
     for number, line in enumerate(history.read_text(encoding="utf-8").splitlines(), 1):
         try:
             check = json.loads(line)
             ratios = {name: float(metric["ratio"]) for name, metric in check["metrics"].items()}
-            checks.append({name: str(check.get(name, "")) for name in ("base", "date", "commit")} | {"ratios": ratios})
+            kept = ("base", "date", "commit", "checkpoint", "verdict")
+            checks.append({name: str(check.get(name, "")) for name in kept} | {"ratios": ratios})
             datetime.fromisoformat(checks[-1]["date"])
             if not all(map(math.isfinite, ratios.values())):
                 raise ValueError("a ratio is not finite")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HistoryError(f"{history}, line {number} is no check of the gate ({type(error).__name__}: {error})") from None
-    return [check for check in checks if check["ratios"]]
+    return [check for check in checks if check["ratios"] and check["verdict"] != "UNFIT"]
 
 
 def of_one_base(checks: list[dict[str, Any]], base: str) -> list[dict[str, Any]]:
-    """The checks against `base` (or that of the last one), in the order of their dates."""
+    """The checks against `base` (or that of the last one) of its last checkpoint, in the order of their dates."""
     bases = sorted({check["base"] for check in checks})
     if not checks or (base and base not in bases):
         raise HistoryError(f"no check against {base or 'any base'}; there are checks against: {', '.join(bases) or 'none'}")
     wanted = base or checks[-1]["base"]
-    own = sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
+    against = sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
+    own = [check for check in against if check["checkpoint"] == against[-1]["checkpoint"]]
+    if others := len(against) - len(own):
+        print(f"[drift] {others} checks of another checkpoint (another shape or catalogue) are left out", file=sys.stderr)
     if len(own) < MIN_CHECKS:
         raise HistoryError(f"the checks against {wanted} are too few: {len(own)}, and {MIN_CHECKS} are needed")
     return own

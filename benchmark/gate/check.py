@@ -4,8 +4,11 @@
     PASS      every metric is within its budget
     UNCLEAR   neither, after as many groups as the section allows: a warning, not a failure
     UNFIT     base differs from itself, or too noisily to tell: this machine cannot judge
+    NO_BASE   base is from before there was a gate: nothing was compared
 
-Time is compared by interleaved pairs (`measure.py`, `verdict.py`). Memory, bytes and NDCG are ratios of what was counted.
+Lists are compared first, each side's made by its own code, so that a side that cannot serve is found before anything is timed.
+Time is compared by interleaved pairs (`measure.py`, `verdict.py`). Memory, bytes and NDCG are ratios of what was counted; one
+of them over its budget fails on any machine.
 """
 
 from __future__ import annotations
@@ -19,15 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.gate.config import GateSection
-from benchmark.gate.measure import HISTORY_LENGTH, LATENCY, THROUGHPUT, Samples, Side, measure
+from benchmark.gate.measure import HISTORY_LENGTH, LATENCY, THROUGHPUT, Samples, Side, measure, ranked
 from benchmark.gate.verdict import Estimate, Finding, Judged, estimate, judge, unfit
 from recommender.beyond import overlap
-from recommender.evaluate import recommend_all, target_ranks
+from recommender.evaluate import target_ranks
 from recommender.metrics import ndcg
 from recommender.ranking import pad_left
-from recommender.runtimes.onnxruntime import OnnxRecommender
 
-_K = 20
 _MAX_COMPARED = 1000
 
 
@@ -38,11 +39,12 @@ class Verdict(Enum):
     FAIL = 1
     UNFIT = 3
     UNCLEAR = 4
+    NO_BASE = 5
 
     @property
     def exit_code(self) -> int:
-        """A gate that cannot tell warns and lets pass."""
-        return 0 if self is Verdict.UNCLEAR else self.value
+        """A gate that cannot tell, or has nothing to compare with, warns and lets pass."""
+        return 0 if self in (Verdict.UNCLEAR, Verdict.NO_BASE) else self.value
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,11 @@ def check(
     head: Side, base: Side, histories: list[np.ndarray], targets: np.ndarray | None, folder: Path, section: GateSection
 ) -> Outcome:
     """The whole verdict. `targets` are the histories' next items (item_index); None: base's first item of each."""
-    history_file = folder / "histories.npy"
+    started = time.monotonic()
+    whole_file, history_file = folder / "whole.npy", folder / "histories.npy"
+    np.save(whole_file, pad_left(histories[:_MAX_COMPARED]), allow_pickle=False)
     np.save(history_file, pad_left(histories, HISTORY_LENGTH), allow_pickle=False)
+    head_NK, base_NK = (ranked(side, whole_file, section.num_threads) for side in (head, base))
     timed, samples = check_time(head, base, history_file, section)
     counted, budgets = [], section.budgets
     if budgets.peak_rss:
@@ -110,20 +115,19 @@ def check(
         counted.append(
             _at_most("artifact_bytes", head.graph.stat().st_size / base.graph.stat().st_size, budgets.artifact_bytes)
         )
-    ratio, shared = _ranking(head, base, histories[:_MAX_COMPARED], targets)
     if budgets.min_ndcg:
+        ratio = _ndcg_ratio(head_NK, base_NK, base_NK[:, 0] if targets is None else targets[:_MAX_COMPARED])
         counted.append(Counted("ndcg_at_10", ratio, budgets.min_ndcg, ratio >= budgets.min_ndcg))
     verdict = timed.verdict if all(entry.within for entry in counted) else Verdict.FAIL
-    return Outcome(verdict, timed.judged, timed.control, timed.reason, timed.groups, timed.seconds, tuple(counted), shared)
+    shared, seconds = float(overlap(head_NK, base_NK).mean()), time.monotonic() - started
+    return replace(timed, verdict=verdict, seconds=seconds, counted=tuple(counted), overlap=shared)
 
 
 def _at_most(metric: str, ratio: float, budget: float) -> Counted:
     return Counted(metric, ratio, budget, ratio <= budget)
 
 
-def _ranking(head: Side, base: Side, histories: list[np.ndarray], targets: np.ndarray | None) -> tuple[float, float]:
-    """(NDCG@10 of head over base, mean share of common items in the top K)."""
-    head_NK, base_NK = (recommend_all(OnnxRecommender(side.graph, 1), histories, _K) for side in (head, base))
-    target_N = base_NK[:, 0] if targets is None else targets[:_MAX_COMPARED]
+def _ndcg_ratio(head_NK: np.ndarray, base_NK: np.ndarray, target_N: np.ndarray) -> float:
+    """NDCG@10 of head over base; 1 where base has none."""
     head_N, base_N = (ndcg(target_ranks(top_NK, target_N), 10) for top_NK in (head_NK, base_NK))
-    return (float(head_N.mean() / base_N.mean()) if base_N.any() else 1.0), float(overlap(head_NK, base_NK).mean())
+    return float(head_N.mean() / base_N.mean()) if base_N.any() else 1.0

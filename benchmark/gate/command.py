@@ -6,17 +6,18 @@ import json
 import os
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.environment import environment
 from benchmark.gate.check import Outcome, Verdict, check
 from benchmark.gate.checkpoint import drawn_checkpoint
 from benchmark.gate.config import GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
 from benchmark.gate.measure import GateError, Side
-from benchmark.gate.revision import NoGate, UsageError, checked_out, exported, python_of, require_gate, resolve
+from benchmark.gate.revision import NoGate, UsageError, checked_out, checkout_name, exported, python_of, require_gate, resolve
+from export.config import ExportSection
 from foundation import console
 from foundation.artifact import MANIFEST, Artifact, Unavailable, load, write_atomically
 from foundation.failure import is_machine_error
@@ -40,44 +41,57 @@ class Asked:
     history: Path | None = None
 
 
-def check_latency(asked: Asked, shape: StudentSection, section: GateSection, work: Path) -> tuple[int, dict[str, Any]]:
-    """(exit code, figures). Everything that is made on the way is kept in `work`, and used again."""
+def check_latency(
+    asked: Asked, shape: StudentSection, section: GateSection, work: Path, export: ExportSection | None = None
+) -> tuple[int, dict[str, Any]]:
+    """(exit code, figures). Everything that is made on the way is kept in `work`, and used again.
+
+    Revisions export as `export` says.
+    """
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if (asked.student is None) != (asked.data is None):
         raise UsageError("--student and --dataset go together: the checkpoint, and the data whose items it ranks")
     if asked.head and not _is_artefact(asked.base):
         raise UsageError(f"--head names an artefact, and {asked.base} is none: this checkout is compared with a git revision")
-    if asked.student and asked.data:
-        student, data = load(asked.student.resolve()), load(asked.data.resolve(), "dataset")
-    else:
-        student, data = drawn_checkpoint(shape, _num_items(asked.base) or section.num_items, work)
-    sequences = build_sequences(load_dataset(data))
-    users = sequences.evaluated_users
-    histories = [sequences.history(u, "test") for u in users]
-    targets = sequences.targets(users, "test") if asked.student else None
     head_name, base_name = _names(asked)
     for file in (asked.junit, asked.history):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = ""
     try:
-        head, base = _sides(asked, head_name, base_name, student, data, work)
+        if asked.student and asked.data:
+            student, data = load(asked.student.resolve()), load(asked.data.resolve(), "dataset")
+        else:
+            student, data = drawn_checkpoint(shape, _num_items(asked.base) or section.num_items, work)
+        checkpoint = student.digest[:12]
+        sequences = build_sequences(load_dataset(data))
+        users = sequences.evaluated_users
+        histories = [sequences.history(u, "test") for u in users]
+        targets = sequences.targets(users, "test") if asked.student else None
+        head, base = _sides(asked, head_name, base_name, student, data, work, _options(export or ExportSection()))
         console.say(f"measuring {head_name} against {base_name}: {section.groups} to {section.max_groups} groups of processes")
         with tempfile.TemporaryDirectory(dir=work) as folder:
             outcome = check(head, base, histories, targets, Path(folder), section)
-    except NoGate as error:
-        console.say(f"warning: {error}; nothing is compared")
-        return 0, {"verdict": "NO BASE", "reason": str(error)}
-    except (GateError, Unavailable) as error:
+    except (NoGate, GateError, Unavailable, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and not is_machine_error(error):
+            raise
         outcome = not_compared(error, head_name)
-    _publish(asked, outcome, head_name, base_name)
+    _publish(asked, outcome, head_name, base_name, checkpoint)
     return outcome.verdict.exit_code, {"head": head_name, "base": base_name, **figures(outcome)}
 
 
-def not_compared(error: GateError | Unavailable, head: str) -> Outcome:
+def not_compared(error: Exception, head: str) -> Outcome:
     """A head that cannot be exported or served has failed; a base that cannot, or a machine, leaves nothing to judge by."""
     by_head = isinstance(error, GateError) and error.side == head and not is_machine_error(error)
-    return Outcome(Verdict.FAIL if by_head else Verdict.UNFIT, [], {}, str(error), groups=0, seconds=0.0)
+    verdict = Verdict.NO_BASE if isinstance(error, NoGate) else Verdict.FAIL if by_head else Verdict.UNFIT
+    return Outcome(verdict, [], {}, str(error) or type(error).__name__, groups=0, seconds=0.0)
+
+
+def _options(export: ExportSection) -> list[str]:
+    """What of the recipe's export is not the default, as KEY=VALUE: a revision that does not know it is not asked in vain."""
+    default, asked = ExportSection().of_graph(), export.of_graph()
+    return [f"export.{name}={json.dumps(value)}" for name, value in asked.items() if value != default[name]]
 
 
 def _names(asked: Asked) -> tuple[str, str]:
@@ -89,7 +103,9 @@ def _names(asked: Asked) -> tuple[str, str]:
     return "this checkout", f"{asked.base} ({resolve(asked.base, REPOSITORY)[:12]})"
 
 
-def _sides(asked: Asked, head: str, base: str, student: Artifact, data: Artifact, work: Path) -> tuple[Side, Side]:
+def _sides(
+    asked: Asked, head: str, base: str, student: Artifact, data: Artifact, work: Path, options: list[str]
+) -> tuple[Side, Side]:
     """(head, base), of these names."""
     if _is_artefact(asked.base):
         head_graph, base_graph = (load(Path(folder).resolve()).file(GRAPH) for folder in (asked.head, asked.base))
@@ -100,7 +116,7 @@ def _sides(asked: Asked, head: str, base: str, student: Artifact, data: Artifact
     def side(name: str, folder: Path, out: str) -> Side:
         console.say(f"exporting the checkpoint with {name}")
         python = python_of(folder, REPOSITORY)
-        return Side(name, exported(name, folder, python, student.path, data.path, work / out), folder, python)
+        return Side(name, exported(name, folder, python, student.path, data.path, work / out, options), folder, python)
 
     base_side = side(base, checkout, "graph-base")
     return side(head, REPOSITORY, "graph-head"), base_side
@@ -115,14 +131,7 @@ def _num_items(base: str) -> int:
     return len(json.loads(load(Path(base)).file(ITEM_IDS).read_text())) if _is_artefact(base) else 0
 
 
-def _commit() -> str:
-    """What is checked out, for the history; "" outside of a git repository."""
-    with suppress(UsageError, Unavailable):
-        return resolve("HEAD", REPOSITORY)[:12]
-    return ""
-
-
-def _publish(asked: Asked, outcome: Outcome, head: str, base: str) -> None:
+def _publish(asked: Asked, outcome: Outcome, head: str, base: str, checkpoint: str) -> None:
     print(text(outcome, head, base))
     if asked.junit:
         write_atomically(asked.junit, junit(outcome))
@@ -130,7 +139,8 @@ def _publish(asked: Asked, outcome: Outcome, head: str, base: str) -> None:
         with Path(summary).open("a") as stream:
             stream.write(markdown(outcome, head, base))
     if asked.history:
-        when = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": _commit()}
-        line = when | {"head": head, "base": base, **figures(outcome)}
+        when = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": checkout_name(REPOSITORY)}
+        where = {"cpu": environment(1)["cpu"], "checkpoint": checkpoint}
+        line = when | where | {"head": head, "base": base, **figures(outcome)}
         with asked.history.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -15,6 +15,7 @@ _ADVICE = {
     Verdict.FAIL: "over a budget; find what made it so, or raise the budget with a reason in the commit",
     Verdict.UNCLEAR: "not settled by as many processes as allowed; this is a warning and no failure: run it again, or look",
     Verdict.UNFIT: "this machine cannot judge now; run it again, or on a quieter one",
+    Verdict.NO_BASE: "nothing is compared; this is a warning and no failure",
 }
 _WORDS = {Finding.WITHIN: "ok", Finding.SLOWER: "FAIL", Finding.UNCLEAR: "?"}
 
@@ -31,12 +32,13 @@ class Line:
 
 
 def lines(outcome: Outcome) -> Iterator[Line]:
-    """Every gated metric; where nothing could be compared, one line that says so."""
+    """Every gated metric; where nothing could be compared, one line that says so. An unfit machine's times settle nothing."""
     if not outcome.groups:
         yield Line("served", "FAIL" if outcome.verdict is Verdict.FAIL else "?", outcome.reason, "both must be served")
     for entry in outcome.judged:
         found = f"{entry.estimate.ratio:.3f} [{entry.estimate.low:.3f}, {entry.estimate.high:.3f}]"
-        yield Line(entry.metric, _WORDS[entry.finding], found, f"at most {entry.budget:.2f}", "faster" if entry.faster else "")
+        word = "?" if outcome.reason else _WORDS[entry.finding]
+        yield Line(entry.metric, word, found, f"at most {entry.budget:.2f}", "faster" if entry.faster else "")
     for entry in outcome.counted:
         bound = "at least" if entry.metric.startswith("ndcg") else "at most"
         yield Line(entry.metric, "ok" if entry.within else "FAIL", f"{entry.ratio:.4f}", f"{bound} {entry.budget:.2f}")

@@ -85,6 +85,12 @@ def measure(head: Side, base: Side, histories: Path, section: GateSection, group
     return samples
 
 
+def ranked(side: Side, histories: Path, num_threads: int) -> np.ndarray:
+    """The lists of every history in the file, item_index int64[N, K], made by the side's own code in a fresh process."""
+    with _serving(side, histories, num_threads) as process:
+        return np.array(process.ask("rank")["top"])
+
+
 def typical_time(side: Side, histories: Path, section: GateSection, calls: int) -> float:
     """Seconds of the median call in one fresh process: what a plain measurement sees."""
     with _serving(side, histories, section.num_threads) as process:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from benchmark.gate.measure import GateError
@@ -33,6 +35,14 @@ def resolve(revision: str, repository: Path) -> str:
             f"{revision!r} is no git revision of {repository} (in CI: fetch it first, e.g. fetch-depth: 0), and no artefact"
         )
     return found.decode().strip()
+
+
+def checkout_name(repository: Path) -> str:
+    """The commit that is checked out, "-dirty" behind it where files differ from it; "" outside of a git repository."""
+    with suppress(UsageError, Unavailable):
+        commit = resolve("HEAD", repository)[:12]
+        return f"{commit}-dirty" if _git(repository, "status", "--porcelain", "--untracked-files=no") else commit
+    return ""
 
 
 def checked_out(commit: str, repository: Path, folder: Path) -> Path:
@@ -73,11 +83,15 @@ def require_gate(checkout: Path) -> None:
         raise NoGate(f"{checkout.name} is from before the gate")
 
 
-def exported(name: str, checkout: Path, python: str, student: Path, data: Path, out: Path) -> Path:
-    """The graph of `student` as revision `name` exports it: always anew, since the code is no part of an artefact's key."""
+def exported(name: str, checkout: Path, python: str, student: Path, data: Path, out: Path, options: Iterable[str] = ()) -> Path:
+    """The graph of `student` as revision `name` exports it: always anew, since the code is no part of an artefact's key.
+
+    `options` are KEY=VALUE of the recipe.
+    """
     shutil.rmtree(out, ignore_errors=True)
     command = [python, "-P", "-m", "recdistill.cli", "export", "checkpoint", str(student), str(out), "--dataset", str(data)]
-    command += ["--set", "export.parity_histories=100"]
+    for option in ("export.parity_histories=100", *options):
+        command += ["--set", option]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     if done.returncode:

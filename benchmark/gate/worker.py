@@ -7,6 +7,7 @@ Requests come as lines, answers go out as lines of JSON:
 
     warm BATCH SECONDS    -> seconds of the median call
     run BATCH CALLS       -> seconds of the median of CALLS calls
+    rank                  -> the list of every history, K item_index each
     end                   -> peak resident bytes; the process ends
 
 SLOWDOWN plants a regression: each call is drawn out by that share of its own time (0 = none).
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 K = 20
+RANK_BATCH = 64
 
 
 def main() -> None:
@@ -66,6 +68,11 @@ def main() -> None:
         command, *values = line.split()
         if command == "end":
             break
+        if command == "rank":
+            rows = range(0, len(history_NL), RANK_BATCH)
+            lists = [recommender.recommend(history_NL[row : row + RANK_BATCH], K)[0] for row in rows]
+            say({"top": np.concatenate(lists).tolist()})
+            continue
         batch = int(values[0])
         if len(history_NL) < batch:
             history_NL = np.resize(history_NL, (batch, history_NL.shape[1]))

@@ -518,6 +518,14 @@ def test_the_ledger_resumes_and_begins_anew_for_another_gate(
     assert len(made) == 6
     prove.prove_gate(SHAPE, QUICK.model_copy(update={"resamples": 300}), ledger, tmp_path, max_minutes=0)
     assert len(made) == 12
+    ledger.write_text(json.dumps({"gate_sha256": "another", "runs": [{"of": "another form"}]}))
+    prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
+    assert len(made) == 18
+    for damaged in ("[]", '{"runs": []}', '{"gate_sha256": 3', json.dumps({**json.loads(ledger.read_text()), "runs": [{}]})):
+        ledger.write_text(damaged)
+        with pytest.raises(UsageError, match="is no ledger of the gate"):
+            prove.prove_gate(SHAPE, QUICK, ledger, tmp_path, max_minutes=0)
+        assert ledger.read_text() == damaged
 
 
 def test_bounds_of_a_rate() -> None:

@@ -205,13 +205,14 @@ def _begin(ledger_file: Path, key: str) -> dict[str, Any]:
     if not ledger_file.exists():
         return {"gate_sha256": key, "runs": []}
     try:
-        found = _Ledger.model_validate(read_json(ledger_file))
+        content = read_json(ledger_file)
+        if isinstance(content, dict) and content.get("gate_sha256", key) != key:  # whatever that gate wrote of its runs
+            console.say(f"{ledger_file} is of another gate; a new one begins")
+            return {"gate_sha256": key, "runs": []}
+        found = _Ledger.model_validate(content)
     except (ContentError, ValidationError) as error:
         raise UsageError(f"{ledger_file} is no ledger of the gate ({first_line(str(error))}); move it away") from None
-    if found.gate_sha256 == key:
-        return {"gate_sha256": key, "runs": [run.model_dump(exclude_unset=True) for run in found.runs]}
-    console.say(f"{ledger_file} is of another gate; a new one begins")
-    return {"gate_sha256": key, "runs": []}
+    return {"gate_sha256": key, "runs": [run.model_dump(exclude_unset=True) for run in found.runs]}
 
 
 def _write(ledger: dict[str, Any], ledger_file: Path) -> None:

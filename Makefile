@@ -60,10 +60,14 @@ export-triton: $(VENV)/.triton ## a model repository for Triton Inference Server
 verify: setup ## do all runtimes here rank as PyTorch does?
 	$(RECDISTILL) export verify $(OPTIONS)
 
-bench: $(VENV)/.tensorrt ## accuracy, latency, throughput and memory of every variant, one report
-	$(RECDISTILL) bench $(OPTIONS)
+$(VENV)/.openvino: $(VENV)/.installed
+	tools/install.sh $(VENV) openvino || echo "OpenVINO cannot be installed here: its row will say so" >&2
+	touch $@
 
-bench-full: $(VENV)/.tensorrt ## the same with the highest rate of requests each variant holds, sweeps of batch and catalogue, more runtimes
+bench: $(VENV)/.tensorrt $(VENV)/.openvino ## accuracy, latency, throughput and memory of every variant, one report (QUICK=1: a first look)
+	$(RECDISTILL) bench $(OPTIONS) $(if $(QUICK),--quick)
+
+bench-full: $(VENV)/.tensorrt $(VENV)/.openvino ## the same with the highest rate of requests each variant holds, sweeps of batch and catalogue, more runtimes
 	$(RECDISTILL) bench $(OPTIONS) --set benchmark.full=true
 
 BASE ?= origin/main

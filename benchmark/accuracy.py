@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ COMPARISONS = (
     ("student-int4", "student"),
     ("student-openvino", "student"),
     ("student-trt", "student"),
+    *((f"student-{served}", "teacher") for served in ("int8", "int4", "openvino", "trt")),
     ("teacher-int8", "teacher"),
     ("teacher-nf4", "teacher"),
 )
@@ -51,16 +53,22 @@ _K = 10
 
 
 def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Paired relative differences of NDCG@10 between variants, per-user means over matched seeds."""
+    """Paired relative differences of NDCG@10 between variants, per-user means over the seeds that both have."""
     found = {}
     for new, old in COMPARISONS:
-        if new not in ranks or old not in ranks or ranks[new].shape != ranks[old].shape:
+        if new not in ranks or old not in ranks:
             continue
-        new_SU, old_SU = ndcg(ranks[new], _K), ndcg(ranks[old], _K)
+        new_SU, old_SU = (ndcg(rank_SU, _K) for rank_SU in matched(ranks[new], ranks[old]))
         if difference := paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0)):
             per_seed = new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1
             found[f"{new} over {old}"] = {**difference, "per_seed": per_seed.tolist()}
     return found
+
+
+def matched(one_SX: np.ndarray, other_SX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, of the seeds that both have: the first ones, since all variants have the recipe's in its order."""
+    num_seeds = min(len(one_SX), len(other_SX))
+    return one_SX[:num_seeds], other_SX[:num_seeds]
 
 
 def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
@@ -85,7 +93,7 @@ class Headline:
 
 
 def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
-    """For each compressed variant the change overall, and the slice that fared worst."""
+    """For each compressed variant the change overall, and the slice that fared worst: one that surely lost before any other."""
     found = []
     for row in rows:
         if row["variant"] not in COMPRESSED or not (own := row.get("drift", {}).get("ndcg_at_10", {})).get(ALL):
@@ -93,10 +101,15 @@ def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
         told = {name: value for name, value in own.items() if value and name != ALL}
         text = f"{row['variant']}: NDCG@10 {percent(own[ALL])} overall"
         if told:
-            worst = min(told, key=lambda name: told[name]["relative"])
+            worst = min(told, key=lambda name: (not _lost(told[name]), told[name]["relative"]))
             text += f"; worst slice: {worst} {percent(told[worst])}"
-        found.append(Headline(text, any(value["ci95"][1] < 0 for value in [own[ALL], *told.values()])))
+        found.append(Headline(text, any(map(_lost, [own[ALL], *told.values()]))))
     return found
+
+
+def _lost(difference: Mapping[str, Any]) -> bool:
+    """Whether even the better end of the interval is a loss; of a slice, of that of all slices together."""
+    return difference.get("ci95_of_family", difference["ci95"])[1] < 0
 
 
 def percent(difference: Mapping[str, Any]) -> str:
@@ -121,18 +134,26 @@ class Judge:
 
     def beyond_accuracy(self, top_SUK: np.ndarray) -> dict[str, float]:
         """What the lists at 10 are like: means over users and seeds."""
+        return {name: float(value.mean()) for name, value in self._beyond(top_SUK).items()}
+
+    def _beyond(self, top_SUK: np.ndarray) -> dict[str, np.ndarray]:
+        """Means over seeds: float64[U] of what every user has, float64[] of what the whole catalogue has."""
         sequences, count_I = self.sequences, self.sequences.train_counts()
-        histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
+        histories = self._histories
         tops = [top_UK[:, :_K] for top_UK in top_SUK]
         figures = {
-            "novelty_bits": [beyond.novelty(top, count_I, sequences.num_users).mean() for top in tops],
-            "intra_list_diversity": [beyond.intra_list_diversity(top, self.vector_IZ).mean() for top in tops],
+            "novelty_bits": [beyond.novelty(top, count_I, sequences.num_users) for top in tops],
+            "intra_list_diversity": [beyond.intra_list_diversity(top, self.vector_IZ) for top in tops],
             "coverage": [beyond.coverage(top, sequences.num_items) for top in tops],
             "gini": [beyond.gini(top, sequences.num_items) for top in tops],
             "popularity_lift": [beyond.popularity_lift(top, histories, count_I) for top in tops],
-            "miscalibration": [beyond.miscalibration(top, histories, self.share_IC).mean() for top in tops],
+            "miscalibration": [beyond.miscalibration(top, histories, self.share_IC) for top in tops],
         }
-        return {name: float(np.mean(values)) for name, values in figures.items()}
+        return {name: np.mean(values, axis=0) for name, values in figures.items()}
+
+    @cached_property
+    def _histories(self) -> list[np.ndarray]:
+        return [self.sequences.history(u, "test") for u in self.sequences.evaluated_users]
 
     def by_slice(self, rank_SU: np.ndarray) -> dict[str, Any]:
         """NDCG@10 and HR@10 of each slice of users, with the interval of the former."""
@@ -150,15 +171,29 @@ class Judge:
     def drift(self, top_SUK: np.ndarray, rank_SU: np.ndarray, before_SUK: np.ndarray, before_SU: np.ndarray) -> dict[str, Any]:
         """How lists differ from those of the stage before: common items, order, and paired NDCG@10, overall and by slice.
 
-        A slice where too few users had a hit before says None: a ratio to almost nothing says nothing.
+        A slice where too few users had a hit before says None: a ratio to almost nothing says nothing. What changed beyond
+        accuracy is a difference, with its interval where every user has a value.
         """
+        (top_SUK, before_SUK), (rank_SU, before_SU) = matched(top_SUK, before_SUK), matched(rank_SU, before_SU)
         pairs = list(zip(top_SUK, before_SUK, strict=True))
         new_U, old_U = ndcg(rank_SU, _K).mean(axis=0), ndcg(before_SU, _K).mean(axis=0)
-        members = {ALL: np.ones(len(new_U), bool), **slices(self.sequences)}
+        members = slices(self.sequences)
+        by_slice = {
+            name: paired_relative_difference(new_U[member_U], old_U[member_U], family=len(members))
+            for name, member_U in members.items()
+        }
+        new, old = self._beyond(top_SUK), self._beyond(before_SUK)
+        tau_SU = np.stack([beyond.kendall_tau(own, other) for own, other in pairs])
         return {
-            "overlap_at_20": float(np.mean([beyond.overlap(new, old).mean() for new, old in pairs])),
-            "rank_biased_overlap": float(np.mean([beyond.rank_biased_overlap(new, old).mean() for new, old in pairs])),
-            "ndcg_at_10": {
-                name: paired_relative_difference(new_U[member_U], old_U[member_U]) for name, member_U in members.items()
+            "overlap": float(np.mean([beyond.overlap(own, other).mean() for own, other in pairs])),
+            "rank_biased_overlap": float(np.mean([beyond.rank_biased_overlap(own, other).mean() for own, other in pairs])),
+            "kendall_tau": None if np.isnan(tau_SU).all() else float(np.nanmean(tau_SU)),
+            "ndcg_at_10": {ALL: paired_relative_difference(new_U, old_U), **by_slice},
+            "beyond_accuracy": {
+                name: {
+                    "difference": float((value - old[name]).mean()),
+                    "ci95": list(bootstrap_ci(value - old[name])) if value.ndim else None,
+                }
+                for name, value in new.items()
             },
         }

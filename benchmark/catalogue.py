@@ -6,6 +6,7 @@ Speed asks nothing of the weights, so none are trained and nothing is said of ac
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ import onnx
 import torch
 
 from benchmark.config import BenchmarkSection
-from benchmark.runner import Results, failure, typical
+from benchmark.runner import Results, failure, run_process, typical
 from benchmark.worker import Job
 from export.graph import ServingGraph
 from export.onnx_graph import serving_model
 from foundation.artifact import Artifact, Draft, make
-from foundation.console import one_line
 from recommender.config import StudentSection
 from recommender.runtimes.base import GRAPH, ITEM_IDS
 from recommender.student import Student
@@ -46,26 +46,31 @@ def drawn_graph(student: Student, graph: onnx.ModelProto, out: Path) -> Artifact
 
 
 def sweep_jobs(section: StudentSection, benchmark: BenchmarkSection, folder: Path) -> tuple[dict[str, Job], Results]:
-    """A job for every size of catalogue, by name, or a result that says why there is none."""
+    """A job for every size of catalogue, by name, or a result that says why there is none.
+
+    Each graph is drawn in a process of its own: one of 2 GiB cannot be, and what lacks the memory must not end the rest.
+    """
     jobs, failed = {}, {}
+    plain = benchmark.model_copy(update={"full": False}).model_dump()
     for num_items in SIZES:
-        name = _name(num_items)
-        try:
-            jobs[name] = _job(section, benchmark, num_items, folder)
-        except (ValueError, RuntimeError, MemoryError) as error:  # a graph of 2 GiB is none, and memory ends
-            failed[name] = [{"error": one_line(f"{type(error).__name__}: {error}", 200)}]
+        drawn = {"student": section.model_dump(mode="json"), "num_items": num_items, "folder": str(folder)}
+        made = run_process(Job("", "", plain, drawn=drawn), benchmark, folder)
+        if "error" in made:
+            failed[_name(num_items)] = [made]
+        else:
+            jobs[_name(num_items)] = Job(made["path"], made["digest"], plain, histories=made["histories"])
     return jobs, failed
 
 
-def _job(section: StudentSection, benchmark: BenchmarkSection, num_items: int, folder: Path) -> Job:
-    student = drawn_student(section, num_items)
-    model = serving_model(ServingGraph(student, benchmark.k), [], _OPSET, "")
-    made = drawn_graph(student, model, folder / f"items-{num_items}")
+def draw(benchmark: BenchmarkSection, student: Mapping[str, Any], num_items: int, folder: str) -> dict[str, str]:
+    """A student of this section over `num_items` drawn items, and histories for it: {"path", "digest", "histories"}."""
+    section, histories = StudentSection.model_validate(student), Path(folder) / f"histories-{num_items}.npy"
+    drawn = drawn_student(section, num_items)
+    model = serving_model(ServingGraph(drawn, benchmark.k), [], _OPSET, "")
+    made = drawn_graph(drawn, model, Path(folder) / f"items-{num_items}")
     shape = (benchmark.num_histories, section.max_length)
-    histories = folder / f"histories-{num_items}.npy"
     np.save(histories, np.random.default_rng(0).integers(1, num_items + 1, shape), allow_pickle=False)
-    plain = benchmark.model_copy(update={"full": False}).model_dump()
-    return Job(str(made.path), made.digest, plain, histories=str(histories))
+    return {"path": str(made.path), "digest": made.digest, "histories": str(histories)}
 
 
 def sweep_figures(results: Results) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A call of n operations over m bytes of weights cannot be quicker than max(n / GEMM rate, m / bandwidth) (Williams et al., 2009).
 Operations are multiplications and additions of matrix products, counted in the graph or while PyTorch runs; bytes are those of
-the serving files, read once a call. What activations, masks and top-K cost is left out, so that a share is a lower bound.
+the serving files, read once a call. It is an estimate: what activations, masks and top-K cost is left out, small weights may
+stay in a cache that is faster than memory, and of a table that is only looked up a few rows are read.
 """
 
 from __future__ import annotations
@@ -16,29 +17,38 @@ import numpy as np
 
 from recommender.ranking import Recommender
 
-_SIZES, _COPY_BYTES, _SECONDS = (384, 1536), 256 << 20, 0.4
+_SIZES = {"cpu": (384, 1536), "cuda": (1536, 8192)}
+_COPY_BYTES, _SECONDS = 256 << 20, 0.4
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "FusedMatMul")
 
 
-def measure_ceiling(num_threads: int) -> dict[str, Any]:
-    """GEMM operations a second by precision, and bytes a second of a large copy (read and written), on `num_threads`."""
+def measure_ceilings(num_threads: int) -> dict[str, dict[str, Any]]:
+    """The limits of the CPU, on `num_threads`, and of the GPU where PyTorch has one, by the device's name."""
     import torch
 
     torch.set_num_threads(num_threads)
+    return {device: measure_ceiling(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
+
+
+def measure_ceiling(device: str) -> dict[str, Any]:
+    """GEMM operations a second by precision, and bytes a second of a large copy (read and written)."""
+    import torch
+
+    wait, sizes = torch.cuda.synchronize if device == "cuda" else lambda: None, _SIZES[device]
     rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
+    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16), ("int8", torch.int8)):
         product = torch._int_mm if dtype == torch.int8 else torch.mm
-        for size in _SIZES:
-            one, other = ((torch.rand(size, size) * 9).to(dtype) for _ in range(2))
+        for size in sizes:
+            one, other = ((torch.rand(size, size, device=device) * 9).to(dtype) for _ in range(2))
             try:
-                seconds = _quickest(lambda product=product, one=one, other=other: product(one, other))
+                seconds = _quickest(lambda product=product, one=one, other=other: product(one, other), wait)
             except (RuntimeError, NotImplementedError):
                 break  # a precision this build has no kernel for
             rates[name] = 2 * size**3 / seconds
-            if seconds * (_SIZES[-1] / size) ** 3 > 1:
+            if seconds * (sizes[-1] / size) ** 3 > 1:
                 break  # nor a fast one: a larger product would take long and tell no more
-    source, target = torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-    return {"gemm_per_s": rates, "bytes_per_s": 2 * _COPY_BYTES / _quickest(lambda: target.copy_(source))}
+    source, target = (torch.full((_COPY_BYTES,), value, dtype=torch.uint8, device=device) for value in (1, 0))
+    return {"gemm_per_s": rates, "bytes_per_s": 2 * _COPY_BYTES / _quickest(lambda: target.copy_(source), wait)}
 
 
 def operations_of_graph(graph: Path, batch: int, length: int) -> int:
@@ -74,7 +84,7 @@ def operations_in_torch(recommender: Recommender, history_BL: np.ndarray, k: int
 
 
 def share_of_limit(call_s: float, operations: int, num_bytes: int, precision: str, ceiling: Mapping[str, Any]) -> float | None:
-    """Shortest possible time of a call over the measured one; None where the machine has no rate for the precision."""
+    """Shortest time of a call by the device's limits over the measured one; None where it has no rate for the precision."""
     rate = ceiling["gemm_per_s"].get(_computes_in(precision))
     return max(operations / rate, num_bytes / ceiling["bytes_per_s"]) / call_s if rate else None
 
@@ -85,12 +95,14 @@ def _computes_in(precision: str) -> str:
     return "int8" if last == "int4" else last
 
 
-def _quickest(run: Callable[[], Any]) -> float:
-    """Seconds of the quickest of the runs that fit into a moment, the first left out."""
+def _quickest(run: Callable[[], Any], wait: Callable[[], Any]) -> float:
+    """Seconds of the quickest of the runs that fit into a moment, the first left out; `wait` returns when one has ended."""
     run()
+    wait()
     best, until = float("inf"), time.perf_counter() + _SECONDS
     while time.perf_counter() < until:
         started = time.perf_counter()
         run()
+        wait()
         best = min(best, time.perf_counter() - started)
     return best

@@ -31,5 +31,6 @@ class BenchmarkSection(Section):
         pattern=r"^$|^[^/\s]+:\d+$",
         description="HOST:PORT of a Triton server (gRPC) that serves export.triton.name",
     )
-    timeout_s: float = Field(default=300.0, gt=0, description="a process that takes longer becomes a row that says so")
-    accuracy_timeout_s: float = Field(default=3600.0, gt=0, description="what ranking all users may take beyond that")
+    timeout_s: float = Field(
+        default=300.0, gt=0, description="a process that has finished no step (a load, a batch of users) for so long has failed"
+    )

@@ -12,11 +12,14 @@ from benchmark import plots
 from benchmark.accuracy import headlines
 from benchmark.markdown import (
     beyond_cells,
+    beyond_drift_cells,
     catalogue_cells,
     ceiling_sentence,
     drift_cells,
+    latency_cells,
     rate_cells,
     sentences,
+    slice_cells,
     variant_cells,
 )
 
@@ -32,7 +35,11 @@ def to_html(report: Mapping[str, Any], samples_s: Mapping[str, Sequence[float]])
         table=variant_cells(rows),
         headlines=headlines(rows),
         sentences=sentences(report),
+        drifted=drift_cells(rows),
+        sliced=slice_cells(rows),
+        timed=latency_cells(rows),
         beyond=beyond_cells(rows),
+        beyond_drift=beyond_drift_cells(rows),
         ceiling=ceiling_sentence(report["ceiling"]) if report.get("ceiling") else "",
         pareto=plots.pareto(rows),
         drift=plots.drift(rows) if drift_cells(rows) else "",

@@ -36,21 +36,14 @@ def _runs_in(row: Rows) -> str:
     return f"{row['runtime']}, {row['precision']}" if row["status"] == "ok" else row["status"]
 
 
-def _share(row: Rows) -> str:
-    share = row.get("share_of_limit", {}).get("offline")
-    return "-" if share is None else f"{share:.0%}"
-
-
 _COLUMNS: dict[str, Callable[[Rows], str]] = {
     "variant": lambda row: row["variant"],
     "NDCG@10 [95% CI]": _accuracy,
     "HR@10": _number("hr_at_10", ".4f"),
     "p50 ms": _number("latency_p50_s", ".2f", 1e3),
-    "p99 ms": lambda row: _number("latency_p99_s", ".2f", 1e3)(row) if row.get("latency_samples", 0) >= 100 else "-",
     "histories/s": _number("throughput_per_s", ",.0f"),
     "x teacher": _ratio("throughput_vs_teacher"),
     "x full depth": _ratio("throughput_vs_full_depth_teacher"),
-    "of the limit": _share,
     "peak RSS MiB": _number("peak_rss_bytes", ",.0f", 1 / _MIB),
     "parameters": _number("num_parameters", ","),
     "MiB on disk": _number("artifact_bytes", ",.1f", 1 / _MIB),
@@ -70,6 +63,17 @@ def variant_cells(rows: Sequence[Rows]) -> list[list[str]]:
     return cells(_COLUMNS | gpu, rows)
 
 
+def to_terminal(report: Mapping[str, Any]) -> str:
+    """One screen: what fits a line of each variant, and what compression changed."""
+    shown = ("variant", "NDCG@10 [95% CI]", "p50 ms", "histories/s", "x teacher", "MiB on disk", "runs in")
+    lines = cells({name: _COLUMNS[name] for name in shown}, report["rows"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if told := headlines(report["rows"]):
+        table += ["", "What compression changed:", *(f"  {line.text}" for line in told)]
+    return "\n".join(table)
+
+
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables, comparisons and protocol."""
     parts = [_table(variant_cells(report["rows"]))]
@@ -80,15 +84,24 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"completes "
             f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
         )
+    if timed := latency_cells(report["rows"]):
+        parts.append("A request at a time; in brackets the bound that LoadGen's early stopping gives, at 99% confidence")
+        parts.append(_table(timed))
     if lines := headlines(report["rows"]):
         parts.append("What compression changed:\n\n" + "\n".join(f"- {line.text}" for line in lines))
     parts.append("\n".join(f"- {line}" for line in sentences(report)))
     if drifted := drift_cells(report["rows"]):
         parts.append("NDCG@10 against the stage before, by slice (95% interval; too few hits to say: -)")
         parts.append(_table(drifted))
+    if sliced := slice_cells(report["rows"]):
+        parts.append("NDCG@10 and HR@10 (one target a user: recall) by slice")
+        parts.append(_table(sliced))
     if judged := beyond_cells(report["rows"]):
         parts.append("Beyond accuracy, of the ten items first in each list")
         parts.append(_table(judged))
+    if changed := beyond_drift_cells(report["rows"]):
+        parts.append("and how it differs from the stage before (95% interval, where every user has a value)")
+        parts.append(_table(changed))
     if rates := rate_cells(report["rows"]):
         parts.append("Requests at random instants: the highest rate that was held")
         parts.append(_table(rates))
@@ -108,10 +121,13 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def ceiling_sentence(ceiling: Mapping[str, Any]) -> str:
     """What the machine could do, measured in the same run."""
-    rates = ", ".join(f"{rate / 1e9:,.0f} G/s in {name}" for name, rate in ceiling["gemm_per_s"].items())
+    devices = []
+    for device, limits in ceiling.items():
+        rates = ", ".join(f"{rate / 1e9:,.0f} G/s in {name}" for name, rate in limits["gemm_per_s"].items())
+        devices.append(f"{device}: {rates}; {limits['bytes_per_s'] / 1e9:,.1f} GB/s")
     return (
-        f"Of the limit: the time the machine's own matrix products ({rates}) or a copy of the weights "
-        f"({ceiling['bytes_per_s'] / 1e9:.1f} GB/s) would take at least, over the time of a batch."
+        f"Of the limit: the time that matrix products or a copy of the weights would take at the best pace measured here "
+        f"({'; '.join(devices)}), over the time of a call."
     )
 
 
@@ -137,10 +153,62 @@ def drift_cells(rows: Sequence[Rows]) -> list[list[str]]:
         "variant": lambda row: row["variant"],
         "stage before": lambda row: row["drift"]["from"],
         **{name: cell(name) for name in names},
-        "same items at 20": lambda row: f"{row['drift']['overlap_at_20']:.1%}",
+        "same items": lambda row: f"{row['drift']['overlap']:.1%}",
+        "rank correlation": lambda row: _number("kendall_tau", ".3f")(row["drift"]),
         "same order (RBO)": lambda row: f"{row['drift']['rank_biased_overlap']:.3f}",
     }
     return cells(columns, drifted) if drifted else []
+
+
+def slice_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of accuracy by slice; empty where nothing was ranked."""
+
+    def cell(name: str) -> Callable[[Rows], str]:
+        return lambda row: f"{own['ndcg_at_10']:.4f}, {own['hr_at_10']:.4f}" if (own := row["slices"].get(name)) else "-"
+
+    judged = [row for row in rows if "slices" in row]
+    users = {name: own["users"] for row in judged for name, own in row["slices"].items()}
+    columns = {f"{name} ({number:,} users)": cell(name) for name, number in users.items()}
+    return cells({"variant": lambda row: row["variant"], **columns}, judged) if judged else []
+
+
+def latency_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of single requests; empty where none was measured."""
+
+    def quantile(name: str, least: int) -> Callable[[Rows], str]:
+        def cell(row: Rows) -> str:
+            if row["latency_samples"] < least:
+                return "-"
+            bound = row["latency_early_stopping_s"].get(name)
+            return f"{1e3 * row[f'latency_{name}_s']:.2f}" + (f" (≤ {1e3 * bound:.2f})" if bound else "")
+
+        return cell
+
+    timed = [row for row in rows if "latency_samples" in row]
+    columns: dict[str, Callable[[Rows], str]] = {
+        "variant": lambda row: row["variant"],
+        "requests": _number("latency_samples", ","),
+        "p50 ms": quantile("p50", 1),
+        "p90 ms": quantile("p90", 10),
+        "p99 ms": quantile("p99", 100),
+        "of the limit, alone": _share("single"),
+        "in a batch": _share("offline"),
+    }
+    return cells(columns, timed) if timed else []
+
+
+def _share(name: str) -> Callable[[Rows], str]:
+    return lambda row: _number(name, ".0%")(row.get("share_of_limit", {}))
+
+
+_BEYOND = {
+    "novelty (bits)": ("novelty_bits", ".2f"),
+    "diversity in a list": ("intra_list_diversity", ".3f"),
+    "coverage": ("coverage", ".1%"),
+    "Gini": ("gini", ".3f"),
+    "popularity lift": ("popularity_lift", "+.1%"),
+    "miscalibration (KL)": ("miscalibration", ".3f"),
+}
 
 
 def beyond_cells(rows: Sequence[Rows]) -> list[list[str]]:
@@ -150,16 +218,30 @@ def beyond_cells(rows: Sequence[Rows]) -> list[list[str]]:
         return lambda row: format(row["beyond_accuracy"][name], form)
 
     judged = [row for row in rows if "beyond_accuracy" in row]
-    columns: dict[str, Callable[[Rows], str]] = {
+    columns = {name: figure(*key_and_form) for name, key_and_form in _BEYOND.items()}
+    return cells({"variant": lambda row: row["variant"], **columns}, judged) if judged else []
+
+
+def beyond_drift_cells(rows: Sequence[Rows]) -> list[list[str]]:
+    """The table of how that differs from the stage before; empty where no variant has one."""
+
+    def figure(name: str, form: str) -> Callable[[Rows], str]:
+        form = f"+{form.lstrip('+')}"
+
+        def cell(row: Rows) -> str:
+            own = row["drift"]["beyond_accuracy"][name]
+            interval = f" [{', '.join(format(end, form) for end in own['ci95'])}]" if own["ci95"] else ""
+            return format(own["difference"], form) + interval
+
+        return cell
+
+    drifted = [row for row in rows if "drift" in row]
+    columns = {name: figure(*key_and_form) for name, key_and_form in _BEYOND.items()}
+    first: dict[str, Callable[[Rows], str]] = {
         "variant": lambda row: row["variant"],
-        "novelty (bits)": figure("novelty_bits", ".2f"),
-        "diversity in a list": figure("intra_list_diversity", ".3f"),
-        "coverage": figure("coverage", ".1%"),
-        "Gini": figure("gini", ".3f"),
-        "popularity lift": figure("popularity_lift", "+.1%"),
-        "miscalibration (KL)": figure("miscalibration", ".3f"),
+        "stage before": lambda row: row["drift"]["from"],
     }
-    return cells(columns, judged) if judged else []
+    return cells(first | columns, drifted) if drifted else []
 
 
 def rate_cells(rows: Sequence[Rows]) -> list[list[str]]:
@@ -172,10 +254,16 @@ def rate_cells(rows: Sequence[Rows]) -> list[list[str]]:
     columns: dict[str, Callable[[Rows], str]] = {
         "variant": lambda row: row["variant"],
         "requests/s": lambda row: f"{held(row):,.0f}",
+        "judged on": lambda row: f"{min(_held_requests(found) for found in row['max_rate']):,} requests",
         "p99 within ms": lambda row: f"{1e3 * row['max_rate'][0]['max_p99_s']:,.0f}",
         "of offline": lambda row: f"{held(row) / row['throughput_per_s']:.0%}",
     }
     return cells(columns, searched) if searched else []
+
+
+def _held_requests(found: Mapping[str, Any]) -> int:
+    """Requests of the step whose rate was held; 0 where none was."""
+    return next((step["requests"] for step in found["steps"] if step["rate_per_s"] == found["rate_per_s"]), 0)
 
 
 def catalogue_cells(sweep: Sequence[Rows]) -> list[list[str]]:

@@ -29,7 +29,7 @@ from recommender.evaluate import target_ranks
 from recommender.ranking import pad_left
 from recommender.split import Sequences
 
-REPORT_SCHEMA = 3
+REPORT_SCHEMA = 4
 FULL_DEPTH = "full-depth teacher"
 CEILING = "machine"
 _OVER_ROUNDS = ("throughput_per_s", "peak_rss_bytes", "peak_gpu_bytes", "gpu_process_bytes", "joules_per_history")
@@ -173,9 +173,10 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "variant": row.variant,
         "status": f"failed: {failed}" if failed else status_of(artifact),
-        "artifact_bytes": 0 if row.endpoint else serving_bytes(artifact),  # of a server nothing is known
+        "artifact_bytes": None if row.endpoint else serving_bytes(artifact),  # of a server nothing is known
         "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
+        "artifact_digests": [entry.digest for entry in row.artifacts],
     }
     if failed or row.variant not in found.ranks:
         return figures
@@ -184,7 +185,7 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
     figures |= {"slices": found.judge.by_slice(rank_SU), "beyond_accuracy": found.judge.beyond_accuracy(top_SUK)}
     figures |= _shares(own, figures, found)
     before = STAGE_BEFORE.get(row.variant, "")
-    if before in found.tops and found.tops[before].shape == top_SUK.shape:
+    if before in found.tops:
         drift = found.judge.drift(top_SUK, rank_SU, found.tops[before], found.ranks[before])
         figures["drift"] = {"from": before, **drift}
     for key, base in (("throughput_vs_teacher", "teacher"), ("throughput_vs_full_depth_teacher", FULL_DEPTH)):
@@ -195,14 +196,17 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
 
 def _shares(own: list[dict[str, Any]], figures: dict[str, Any], found: _Found) -> dict[str, Any]:
     """Operations of a single request and of a batch, and what share of the machine's limit each reaches."""
-    # bitsandbytes' own kernels are not counted, and quantization does not change what is multiplied.
-    counted = found.results.get("teacher", own) if figures["variant"].startswith("teacher-") else own
-    if not found.limits or failure(counted) or not counted[0]["operations"][0]:
+    # What has no graph of ours to count in (bitsandbytes' kernels, engines, packages) multiplies what the stage before does.
+    variant, counted = figures["variant"], own
+    if not own[0]["operations"][0] or variant.startswith("teacher-"):
+        counted = found.results.get(STAGE_BEFORE.get(variant, ""), own)
+    limits = found.limits.get(figures["runtime"].split()[-1])
+    if not limits or failure(counted) or not counted[0]["operations"][0]:
         return {}
     calls = {"single": figures["latency_p50_s"], "offline": found.section.batch_size / figures["throughput_per_s"]}
     operations = dict(zip(calls, counted[0]["operations"], strict=True))
     shares = {
-        name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], figures["precision"], found.limits)
+        name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], figures["precision"], limits)
         for name, call_s in calls.items()
     }
     return {"operations": operations, "share_of_limit": shares}
@@ -225,13 +229,15 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:
-    """The machine's best over the rounds; empty if it could not be measured."""
+    """The best of each device over the rounds; empty if it could not be measured."""
     if failure(own):
         return {}
-    precisions = own[0]["gemm_per_s"]
     return {
-        "gemm_per_s": {name: max(result["gemm_per_s"][name] for result in own) for name in precisions},
-        "bytes_per_s": max(result["bytes_per_s"] for result in own),
+        device: {
+            "gemm_per_s": {name: max(r[device]["gemm_per_s"][name] for r in own) for name in first["gemm_per_s"]},
+            "bytes_per_s": max(r[device]["bytes_per_s"] for r in own),
+        }
+        for device, first in own[0].items()
     }
 
 

@@ -25,6 +25,7 @@ class Opened:
     precision: str
     num_parameters: int
     graph: Path | None = None  # the ONNX file, where that is what runs
+    remote: bool = False  # a server elsewhere does the work: nothing is known of its memory
 
 
 @opens
@@ -50,7 +51,7 @@ def open_endpoint(artifact: Artifact, endpoint: str) -> Opened:
 
     url, model = endpoint.rsplit("/", 1)
     served = TritonRecommender(url, model, artifact.file(ITEM_IDS).parent)
-    return Opened(served, "triton remote", "served", artifact.metrics["num_parameters"])
+    return Opened(served, "triton remote", "served", artifact.metrics["num_parameters"], remote=True)
 
 
 def _open(artifact: Artifact, num_threads: int, runtime: str, k: int, options: Mapping[str, Any]) -> Opened:

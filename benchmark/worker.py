@@ -1,7 +1,7 @@
-"""One measurement in one fresh process: `python -m benchmark.worker JOB.json RESULT.json` opens a variant, measures, writes.
+"""One measurement in one fresh process: `python -m benchmark.worker JOB RESULT ALIVE` opens, measures, writes.
 
 Speed is measured on a fixed matrix of histories, under LoadGen's load (`loadgen.py`); afterwards lists are made for the
-evaluated users with their whole histories.
+evaluated users with their whole histories. The file ALIVE is touched after every step: who waits can tell work from a hang.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,25 @@ class Job:
     endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
     ceiling: bool = False  # measure the machine instead of a variant
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
+    drawn: dict[str, Any] = field(default_factory=dict)  # draw a graph over a larger catalogue instead (`catalogue.draw`)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """The result of a job: samples in seconds, memory in bytes; lists go to their own file."""
+class NoNumbers(ArithmeticError):
+    """A variant whose scores are not numbers (NaN), or whose lists have holes: it ran, and its answers are worth nothing."""
+
+
+def run_job(job: Job, alive: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The result of a job: samples in seconds, memory in bytes; lists go to their own file. `alive` is called step by step."""
     section = BenchmarkSection.model_validate(job.section)
     if job.ceiling:
-        return ceiling.measure_ceiling(section.num_threads)
+        return ceiling.measure_ceilings(section.num_threads)
+    if job.drawn:
+        from benchmark.catalogue import draw
+
+        return draw(section, **job.drawn)
     artifact = load(job.artifact, verified_digest=job.digest)
     if job.full_depth_llm:
         opened = open_full_depth(artifact, load(job.full_depth_llm), section.num_threads)
@@ -66,10 +76,11 @@ def run_job(job: Job) -> dict[str, Any]:
     else:
         opened = open_variant(artifact, section.num_threads, job.runtime, section.k, job.graph)
     result: dict[str, Any] = {"runtime": opened.runtime, "precision": opened.precision, "num_parameters": opened.num_parameters}
+    alive()
     if job.histories:
-        result |= _speed(opened, job, section)
+        result |= _speed(opened, job, section, alive)
     if job.data:
-        _rank(opened, job, section)
+        _rank(opened, job, section, alive)
     return result
 
 
@@ -80,29 +91,55 @@ def judged_sequences(dataset: Dataset, section: BenchmarkSection) -> Sequences:
     return replace(build_sequences(dataset), max_evaluated=section.max_users or None)
 
 
-def _rank(opened: Opened, job: Job, section: BenchmarkSection) -> None:
+def _rank(opened: Opened, job: Job, section: BenchmarkSection, alive: Callable[[], None]) -> None:
     from recommender.data import load_dataset
     from recommender.evaluate import recommend_all
 
     sequences = judged_sequences(load_dataset(load(job.data, "dataset")), section)
     histories = [sequences.history(u, "test") for u in sequences.evaluated_users]
-    np.save(job.top, recommend_all(opened.recommender, histories, section.k, section.batch_size), allow_pickle=False)
+    checked = _Checked(opened.recommender, alive)
+    top_UK = recommend_all(checked, histories, section.k, section.batch_size)
+    left_U = np.array([sequences.num_items - len(np.unique(history)) for history in histories])
+    holes = ((top_UK > 0).sum(axis=1) < np.minimum(left_U, section.k)).sum()
+    if holes:
+        raise NoNumbers(f"the lists of {holes} of {len(top_UK)} users lack items although there are some left")
+    np.save(job.top, top_UK, allow_pickle=False)
 
 
-def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Checked:
+    """A recommender whose scores are looked at."""
+
+    recommender: Recommender
+    alive: Callable[[], None]
+
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        index_BK, score_BK = self.recommender.recommend(history_BL, k)
+        if np.isnan(score_BK).any():
+            bad = np.isnan(score_BK).any(axis=1).sum()
+            raise NoNumbers(f"scores are NaN for {bad} of {len(score_BK)} histories of a batch")
+        self.alive()
+        return index_BK, score_BK
+
+
+def _speed(opened: Opened, job: Job, section: BenchmarkSection, alive: Callable[[], None]) -> dict[str, Any]:
     history_NL, recommender, k = np.load(job.histories, allow_pickle=False), opened.recommender, section.k
     expected_s = _warm_up(recommender, history_NL[:1], section)
     size = section.batch_size
     rate = size / _warm_up(recommender, history_NL[:size], section)
-    memory = {"peak_rss_bytes": _peak_rss_bytes(), "peak_gpu_bytes": _peak_gpu_bytes()}  # before the load's own
+    alive()
+    memory = {"peak_rss_bytes": None if opened.remote else _peak_rss_bytes()}  # before the load's own
     meter = Meter(on_gpu=opened.runtime.endswith("cuda"))
-    memory["gpu_process_bytes"] = meter.process_bytes()
     single = loadgen.single_stream(
         recommender, history_NL, k, seconds=section.single_s, max_requests=section.max_single_requests, expected_s=expected_s
     )
-    before_j = meter.joules()
+    alive()
+    before_j, held = meter.joules(), [meter.process_bytes()]
     whole = loadgen.offline(recommender, history_NL, k, seconds=section.offline_s, batch_size=size, expected_per_s=rate)
     after_j = meter.joules()
+    held.append(meter.process_bytes())
+    alive()
+    memory |= {"peak_gpu_bytes": _peak_gpu_bytes(), "gpu_process_bytes": max(filter(None, held), default=None)}
     found = {
         "latency_samples_s": single.sample_s.tolist(),
         "latency_estimates_s": single.estimate_s,
@@ -113,8 +150,8 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection) -> dict[str, Any
         "operations": [_operations(opened, history_NL[:batch], section) for batch in (1, size)],
     }
     if section.full:
-        found |= {"max_rate": _max_rate(recommender, history_NL, whole.throughput_per_s, section)}
-        found |= {"batches": _batches(recommender, history_NL, section)}
+        found |= {"max_rate": _max_rate(recommender, history_NL, whole.throughput_per_s, section, alive)}
+        found |= {"batches": _batches(recommender, history_NL, section, alive)}
     return found
 
 
@@ -139,7 +176,7 @@ def _warm_up(recommender: Recommender, history_BL: np.ndarray, section: Benchmar
 
 
 def _max_rate(
-    recommender: Recommender, history_NL: np.ndarray, offline_per_s: float, section: BenchmarkSection
+    recommender: Recommender, history_NL: np.ndarray, offline_per_s: float, section: BenchmarkSection, alive: Callable[[], None]
 ) -> dict[str, Any]:
     """The highest rate of random arrivals whose p99 stays within the bound, found by halving between none and offline's."""
     held, low, high, steps = 0.0, 0.0, 1.0, []
@@ -153,6 +190,7 @@ def _max_rate(
             batch_size=section.batch_size,
             rate_per_s=share * offline_per_s,
         )
+        alive()
         p99_s = load.percentile(99)
         steps.append({"rate_per_s": share * offline_per_s, "p99_s": p99_s, "requests": len(load.sample_s)})
         if p99_s <= section.max_p99_s:
@@ -162,11 +200,14 @@ def _max_rate(
     return {"rate_per_s": held, "max_p99_s": section.max_p99_s, "steps": steps}
 
 
-def _batches(recommender: Recommender, history_NL: np.ndarray, section: BenchmarkSection) -> list[dict[str, float]]:
+def _batches(
+    recommender: Recommender, history_NL: np.ndarray, section: BenchmarkSection, alive: Callable[[], None]
+) -> list[dict[str, float]]:
     """Seconds of the median call by batch size; sizes whose one call takes longer than a second end the sweep."""
     found = []
     for size in _BATCH_SIZES:
         call_s = _warm_up(recommender, np.resize(history_NL, (size, history_NL.shape[1])), section)
+        alive()
         found.append({"batch_size": size, "call_s": call_s})
         if call_s > 1.0:
             break
@@ -196,8 +237,8 @@ def _end_with_the_parent() -> None:
 def main() -> None:
     if WATCH in sys.argv:
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    job_file, result_file = Path(sys.argv[1]), Path(sys.argv[2])
-    result_file.write_text(json.dumps(run_job(Job(**json.loads(job_file.read_text())))))
+    job_file, result_file, alive_file = map(Path, sys.argv[1:4])
+    result_file.write_text(json.dumps(run_job(Job(**json.loads(job_file.read_text())), alive_file.touch)))
 
 
 if __name__ == "__main__":

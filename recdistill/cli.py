@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "recipes/ml-100k.toml"
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
-_QUICK = [f"benchmark.{name}" for name in ("rounds=1", "max_users=128", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1")]
+_QUICK = [
+    f"benchmark.{name}"
+    for name in ("rounds=1", "max_users=128", "single_s=0.3", "offline_s=0.3", "warmup_s=0.1", "timeout_s=60.0")
+]
 _TORCH_BYTES = 2 << 30  # of address space: what importing PyTorch, transformers and peft takes twice over
 _GO_ON = "the same command goes on from the last checkpoint"
 
@@ -394,8 +397,11 @@ def _prove_gate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmark.markdown import to_terminal
+
     artifact = _torch_pipeline(arguments).report(arguments.quick)
-    print((artifact.path / "report.md").read_text())
+    print(to_terminal(json.loads((artifact.path / "report.json").read_bytes())))
+    print(f"\nthe whole report: {artifact.path / 'report.html'} (or report.md beside it)")
     return {"stage": "bench", "path": str(artifact.path / "report.json"), **artifact.metrics}
 
 

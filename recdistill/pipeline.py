@@ -14,12 +14,15 @@ Every method returns an artefact, making it (and what it needs) only if it is no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation import console
 from foundation.artifact import Artifact, Draft, make
+from foundation.failure import first_line
 from foundation.recipe import slug
 from recdistill.recipe import Recipe
 
@@ -464,13 +467,13 @@ class Pipeline:
 
         seeds = self.recipe.seeds
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
-        rows += [Row(arm, [self.onnx(arm, seed) for seed in seeds]) for arm in self.controls]
+        rows += [self._row(arm, lambda seed, arm=arm: self.onnx(arm, seed), seeds) for arm in self.controls]
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
         rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
-        graphs = [self.onnx("student", seed) for seed in seeds]
+        student = self._row("student", lambda seed: self.onnx("student", seed), seeds)
         lacking = "" if find_spec("openvino") else "OpenVINO is not installed; pip install -e .[openvino]"
-        rows += [Row("student", graphs), Row("student-openvino", graphs, lacking, runtime="openvino")]
-        rows += [Row(f"student-{m}", [self.quantized_student(m, seed) for seed in seeds]) for m in SERVED_METHODS]
+        rows += [student, replace(student, variant="student-openvino", missing=student.missing or lacking, runtime="openvino")]
+        rows += [self._row(f"student-{m}", lambda seed, m=m: self.quantized_student(m, seed), seeds) for m in SERVED_METHODS]
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section = self.recipe.benchmark
         if section.full:
@@ -479,7 +482,8 @@ class Pipeline:
                 Row(f"student-{runtime}", students, runtime=runtime, graph=graph) for runtime in ("pytorch", "aotinductor")
             ]
         if section.endpoint:
-            rows += [Row("student-endpoint", graphs[:1], endpoint=f"{section.endpoint}/{self.recipe.export.triton.name}")]
+            address = f"{section.endpoint}/{self.recipe.export.triton.name}"
+            rows += [replace(student, variant="student-endpoint", artifacts=student.artifacts[:1], endpoint=address)]
         inputs = {f"{row.variant}/{i}": artifact for row in rows for i, artifact in enumerate(row.artifacts)} | {
             "data": self.data,
             "text": self.text,
@@ -499,14 +503,14 @@ class Pipeline:
 
     @staticmethod
     def _row(variant: str, make_one: Callable[[int], Artifact], seeds: list[int]) -> Row:
-        """A row whose artefacts may be impossible on this machine; it then says why."""
+        """A row whose artefacts may be impossible to make, here or at all; it then says why, and the rest is measured."""
         from benchmark.report import Row
-        from foundation.artifact import Unavailable
 
         try:
             return Row(variant, [make_one(seed) for seed in seeds])
-        except Unavailable as error:
-            return Row(variant, [], missing=str(error))
+        except (RuntimeError, MemoryError, OSError) as error:  # not what the user has to mend: recipe, data, artefacts
+            console.say(f"{variant} cannot be made: {error}")
+            return Row(variant, [], missing=first_line(str(error), type(error).__name__))
 
     def _tracker(self, name: str, seed: int) -> Tracker:
         from distill.tracking import open_tracker

@@ -88,6 +88,20 @@ def rank_biased_overlap(top_UK: np.ndarray, other_UK: np.ndarray, p: float = 0.9
     return agreement_UK[:, -1] * p**k + (1 - p) / p * (agreement_UK * p**depth_K).sum(axis=1)
 
 
+def kendall_tau(top_UK: np.ndarray, other_UK: np.ndarray) -> np.ndarray:
+    """Rank correlation over the items two lists have in common: concordant less discordant pairs, over all (Kendall, 1938).
+
+    NaN for a user whose lists share fewer than two items.
+    """
+    same_UKK = top_UK[:, :, None] == other_UK[:, None, :]
+    place_UK = np.where(same_UKK.any(-1), same_UKK.argmax(-1), -1)  # in the other list
+    first, second = np.triu_indices(top_UK.shape[1], 1)
+    both_UP = (place_UK[:, first] >= 0) & (place_UK[:, second] >= 0)
+    sign_UP = np.sign(place_UK[:, second] - place_UK[:, first]) * both_UP
+    pairs_U = both_UP.sum(axis=1)
+    return np.divide(sign_UP.sum(axis=1), pairs_U, out=np.full(len(top_UK), np.nan), where=pairs_U > 0)
+
+
 def _normalised(weight_UC: np.ndarray) -> np.ndarray:
     total_U1 = weight_UC.sum(axis=1, keepdims=True)
     return np.divide(weight_UC, total_U1, out=np.zeros_like(weight_UC), where=total_U1 > 0)

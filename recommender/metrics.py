@@ -43,10 +43,11 @@ def bootstrap_ci(value_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: 
 
 
 def paired_relative_difference(
-    new_U: np.ndarray, old_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    new_U: np.ndarray, old_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0, family: int = 1
 ) -> dict[str, Any] | None:
     """mean(new) / mean(old) - 1 with a 95% interval; the same users are drawn for both sides.
 
+    Of a `family` of comparisons, `ci95_of_family` is wide enough that all of them hold together (Bonferroni).
     None where fewer than MIN_HITS users give `old` anything: a ratio to almost nothing says nothing.
     """
     if new_U.shape != old_U.shape:
@@ -55,8 +56,9 @@ def paired_relative_difference(
         return None
     means = _resampled_means(np.stack([new_U, old_U], axis=1), num_resamples, seed)
     ratios = np.divide(means[:, 0], means[:, 1], out=np.full(num_resamples, np.inf), where=means[:, 1] > 0)
-    low, high = np.quantile(ratios - 1, [0.025, 0.975])
-    return {"relative": float(new_U.mean() / old_U.mean() - 1), "ci95": [float(low), float(high)]}
+    tails = {"ci95": 0.025} | ({"ci95_of_family": 0.025 / family} if family > 1 else {})
+    intervals = {name: np.quantile(ratios - 1, [tail, 1 - tail]).tolist() for name, tail in tails.items()}
+    return {"relative": float(new_U.mean() / old_U.mean() - 1), **intervals}
 
 
 def _resampled_means(value_UM: np.ndarray, num_resamples: int, seed: int, block: int = 200) -> np.ndarray:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import kendalltau
 
 from benchmark.accuracy import ALL, Judge, accuracy_figures
+from foundation.recipe import load_recipe
+from recdistill.pipeline import Pipeline
+from recdistill.recipe import Recipe
 from recommender import beyond
-from recommender.evaluate import target_ranks
+from recommender.baselines import load_baseline
+from recommender.evaluate import recommend_all, target_ranks
 from recommender.slices import slices
 from recommender.split import Sequences
 
@@ -94,6 +100,21 @@ def test_overlaps() -> None:
     assert (beyond.rank_biased_overlap(TOP, swapped_last) > beyond.rank_biased_overlap(TOP, swapped_first)).all()
 
 
+def test_kendall_tau_agrees_with_scipy() -> None:
+    other = OTHER.copy()
+    for row, top in zip(other, TOP, strict=True):  # some items in common, some not, at other places
+        row[: K // 2 + 1] = RNG.permutation(top)[: K // 2 + 1]
+        row[K // 2 + 1 :] = NUM_ITEMS + 1 + np.arange(K - K // 2 - 1)
+    expected = []
+    for one, two in zip(TOP, other, strict=True):
+        common = [item for item in one if item in two]
+        expected.append(kendalltau([list(one).index(i) for i in common], [list(two).index(i) for i in common]).statistic)
+    assert beyond.kendall_tau(TOP, other) == pytest.approx(expected)
+    assert beyond.kendall_tau(TOP, TOP).tolist() == [1.0] * USERS
+    assert beyond.kendall_tau(TOP, TOP[:, ::-1]).tolist() == [-1.0] * USERS
+    assert np.isnan(beyond.kendall_tau(TOP, TOP + NUM_ITEMS)).all()
+
+
 def sequences_of(*histories: list[int], num_items: int = 20) -> Sequences:
     offsets = np.cumsum([0, *map(len, histories)])
     ids = [f"i{n}" for n in range(1, num_items + 1)]
@@ -125,8 +146,19 @@ def test_drift_names_the_slice_that_lost() -> None:
     judge = Judge.of(sequences, pl.DataFrame({"item_id": sequences.item_ids}), np.ones((21, 2)))
     ranks = {name: target_ranks(top, targets)[None] for name, top in (("before", lists), ("after", worse))}
     found = judge.drift(worse[None], ranks["after"], lists[None], ranks["before"])
-    assert found["overlap_at_20"] == 1.0
+    assert found["overlap"] == 1.0
     assert 0.8 < found["rank_biased_overlap"] < 1
+    assert found["kendall_tau"] == pytest.approx(1 - 18 / 190 / 2)  # 1 + 2 * 4 of 190 pairs, in half of all
+    changed = {name: own["difference"] for name, own in found["beyond_accuracy"].items()}
+    assert changed == pytest.approx(dict.fromkeys(changed, 0.0))  # the same ten items in another order
+    assert found["beyond_accuracy"]["novelty_bits"]["ci95"] == pytest.approx([0.0, 0.0])
+    assert found["beyond_accuracy"]["coverage"]["ci95"] is None
+    tail = found["ndcg_at_10"]["tail items"]
+    assert tail["ci95_of_family"] == pytest.approx(tail["ci95"])  # all lose alike
+    mixed = found["ndcg_at_10"]["short histories"]
+    assert mixed["ci95_of_family"][0] < mixed["ci95"][0] < mixed["ci95"][1] < mixed["ci95_of_family"][1] < 0
+    twice = judge.drift(np.stack([worse, lists]), np.repeat(ranks["after"], 2, axis=0), lists[None], ranks["before"])
+    assert twice == found  # the seeds that both have
     assert found["ndcg_at_10"]["head items"]["relative"] == pytest.approx(0.0)
     assert found["ndcg_at_10"]["tail items"]["relative"] == pytest.approx(1 / math.log2(7) - 1)
     assert found["ndcg_at_10"][ALL]["relative"] == pytest.approx((1 / math.log2(7) - 1) / 2)
@@ -137,11 +169,22 @@ def test_drift_names_the_slice_that_lost() -> None:
 
 
 def test_accuracy_agrees_with_trec_eval() -> None:
+    rng = np.random.default_rng(1)
+    check_by_oracle(np.stack([rng.permutation(50)[:20] + 1 for _ in range(200)]), rng.integers(1, 51, 200))
+
+
+@pytest.mark.network
+def test_accuracy_on_real_data_agrees_with_trec_eval(tmp_path: Path) -> None:
+    pipeline = Pipeline(load_recipe(Recipe, Path("recipes/ml-100k.toml")), tmp_path)
+    users = pipeline.sequences.evaluated_users
+    histories = [pipeline.sequences.history(user, "test") for user in users]
+    top = recommend_all(load_baseline(pipeline.baseline("item-knn")), histories, 20)
+    check_by_oracle(top, pipeline.sequences.targets(users, "test"))
+
+
+def check_by_oracle(top: np.ndarray, target: np.ndarray) -> None:
     """An independent oracle: ir_measures over pytrec_eval."""
     ir = pytest.importorskip("ir_measures")
-    rng = np.random.default_rng(1)
-    top = np.stack([rng.permutation(50)[:20] + 1 for _ in range(200)])
-    target = rng.integers(1, 51, 200)
     qrels = [ir.Qrel(str(u), str(t), 1) for u, t in enumerate(target)]
     run = [ir.ScoredDoc(str(u), str(item), 20.0 - place) for u, own in enumerate(top) for place, item in enumerate(own)]
     found = ir.calc_aggregate([ir.nDCG @ 10, ir.Success @ 10, ir.RR @ 10], qrels, run)

@@ -17,11 +17,15 @@ from PIL import Image
 from benchmark.accuracy import ALL, headlines
 from benchmark.compare import ReportError, compare, to_text
 from benchmark.html import to_html
-from benchmark.markdown import to_markdown
+from benchmark.markdown import to_markdown, to_terminal
 from benchmark.plots import _front
 from recdistill.cli import main
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+BEYOND = ("novelty_bits", "intra_list_diversity", "coverage", "gini", "popularity_lift", "miscalibration")
+WHOLE = ("coverage", "gini", "popularity_lift")  # of the whole catalogue, not of a user
 
 
 def difference(relative: float) -> dict[str, Any]:
@@ -41,20 +45,28 @@ def row(variant: str, ndcg: float, latency_s: float, **more: Any) -> dict[str, A
         "ndcg_at_10_ci95": [ndcg - 0.01, ndcg + 0.01],
         "latency_p50_s": latency_s,
         "latency_p99_s": 2 * latency_s,
+        "latency_p90_s": 1.5 * latency_s,
+        "latency_early_stopping_s": {"p90": 1.6 * latency_s},
         "latency_samples": 500,
+        "share_of_limit": {"single": 0.02, "offline": 0.4},
+        "slices": {"tail items": {"users": 90, "ndcg_at_10": ndcg / 2, "hr_at_10": ndcg}},
         "throughput_per_s": 1 / latency_s,
         "peak_rss_bytes": 1 << 27,
         "num_parameters": 1000,
-        "beyond_accuracy": dict.fromkeys(
-            ("novelty_bits", "intra_list_diversity", "coverage", "gini", "popularity_lift", "miscalibration"), 0.5
-        ),
+        "beyond_accuracy": dict.fromkeys(BEYOND, 0.5),
         **more,
     }
 
 
-DRIFT = {"all users": difference(-0.002), "head items": difference(0.001), "tail items": difference(-0.04), "cold items": None}
+DRIFT = {
+    "all users": difference(-0.002),
+    "head items": difference(0.001),
+    "tail items": difference(-0.04),
+    "long histories": {"relative": -0.05, "ci95": [-0.09, -0.01], "ci95_of_family": [-0.11, 0.02]},
+    "cold items": None,
+}
 REPORT: dict[str, Any] = {
-    "schema_version": 3,
+    "schema_version": 4,
     "date": "2026-01-01",
     "dataset": "<script>alert(1)</script>",
     "targets_sha256": "ab" * 32,
@@ -70,7 +82,20 @@ REPORT: dict[str, Any] = {
             "student-int8",
             0.1148,
             2.9e-4,
-            drift={"from": "student", "overlap_at_20": 0.97, "rank_biased_overlap": 0.96, "ndcg_at_10": DRIFT},
+            drift={
+                "from": "student",
+                "overlap": 0.97,
+                "rank_biased_overlap": 0.96,
+                "kendall_tau": None,
+                "ndcg_at_10": DRIFT,
+                "beyond_accuracy": {
+                    name: {
+                        "difference": -0.02,
+                        "ci95": None if name in ("coverage", "gini", "popularity_lift") else [-0.03, 0.01],
+                    }
+                    for name in BEYOND
+                },
+            },
         ),
         {"variant": "student-trt", "status": "not made: no GPU"},
     ],
@@ -87,12 +112,22 @@ def test_the_headline_is_the_slice_that_lost() -> None:
     assert line.lost
     calm = {**REPORT["rows"][4], "drift": {**REPORT["rows"][4]["drift"], "ndcg_at_10": {ALL: difference(0.0)}}}
     assert not headlines([calm])[0].lost
+    doubtful = {ALL: difference(0.0), "long histories": DRIFT["long histories"]}  # by its own interval alone
+    line = headlines([{**calm, "drift": {**calm["drift"], "ndcg_at_10": doubtful}}])[0]
+    assert "worst slice: long histories -5.0%" in line.text and not line.lost
 
 
 def test_markdown() -> None:
     text = to_markdown(REPORT)
     assert "- student-int8: NDCG@10 -0.2%" in text
-    assert "| student-int8 | student | -0.2% [-1.2%, +0.8%] | +0.1% [-0.9%, +1.1%] | -4.0% [-5.0%, -3.0%] | - | 97.0% |" in text
+    assert "| student-int8 | student | -0.2% [-1.2%, +0.8%] | +0.1% [-0.9%, +1.1%] | -4.0% [-5.0%, -3.0%] | " in text
+    assert " | -5.0% [-9.0%, -1.0%] | - | 97.0% | - | 0.960 |" in text
+    assert "| student-int8 | 500 | 0.29 | 0.43 (≤ 0.46) | 0.58 | 2% | 40% |" in text
+    assert "| variant | tail items (90 users) |" in text and "| popularity | 0.0200, 0.0400 |" in text
+    assert "| student-int8 | student | -0.02 [-0.03, +0.01] | -0.020 [-0.030, +0.010] | -2.0% | -0.020 | -2.0% |" in text
+    shown = to_terminal(REPORT)
+    assert max(map(len, shown.splitlines())) < 120 and "What compression changed:\n  student-int8: NDCG@10 -0.2%" in shown
+    assert "student-trt   -" in shown and "not made: no GPU" in shown
     assert "| student-trt | - |" in text
     assert "not made: no GPU" in text
 
@@ -129,7 +164,8 @@ def test_what_only_a_gpu_has() -> None:
 
 
 def test_what_only_the_full_benchmark_measures() -> None:
-    step = {"rate_per_s": 900.0, "max_p99_s": 0.05, "steps": []}
+    tried = [{"rate_per_s": rate, "p99_s": 0.01, "requests": number} for rate, number in ((450.0, 1500), (900.0, 2700))]
+    step = {"rate_per_s": 900.0, "max_p99_s": 0.05, "steps": tried}
     batches = [[{"batch_size": 1, "call_s": 1e-3}, {"batch_size": 2, "call_s": 1.5e-3}], [{"batch_size": 1, "call_s": 1e-3}]]
     sweep = [
         {"num_items": 1000, "status": "ok", "latency_p50_s": 1e-3, "throughput_per_s": 4e3, "peak_rss_bytes": 1 << 27},
@@ -137,7 +173,7 @@ def test_what_only_the_full_benchmark_measures() -> None:
     ]
     full = {**REPORT, "rows": [row("student", 0.1, 1e-3, max_rate=[step, step], batches=batches)], "catalogue_sweep": sweep}
     text = to_markdown(full)
-    assert "| student | 900 | 50 | 90% |" in text
+    assert "| student | 900 | 2,700 requests | 50 | 90% |" in text
     assert "| 1,000 | 1.00 | 4,000 | 128 | ok |" in text and "| 1,000,000 | - | - | - | failed: out of memory |" in text
     page = to_html(full, SAMPLES)
     assert Page(page).tags.count("svg") == 5  # no drift here
@@ -192,13 +228,20 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["variants"]["student"]["ndcg_at_10"] == pytest.approx(1.1)
     assert found["variants"]["student"]["latency_p50_s"] == pytest.approx(2.0)
     assert found["variants"]["student-trt"] == {}
+    assert found["failed"]["student-trt in the second"] == "not made: no GPU"
+    assert found["apart"] == []
     assert (found["only_in_first"], found["only_in_second"]) == (["popularity"], ["item-knn"])
     assert main(["bench", "compare", str(one), str(other)]) == 0
     assert re.search(r"student +\+10\.0% +\+100\.0%", capsys.readouterr().out)
-    changed |= {"targets_sha256": "cd" * 32, "environment": {**REPORT["environment"], "cpu": "another"}}
+    changed["rows"][3]["ndcg_at_10_ci95"] = [0.13, 0.15]
+    machine = {"cpu": "another", "cpu_flags": ["avx2"], "versions": {"python": "3.12", "onnx": "1.20"}}
+    changed |= {"targets_sha256": "cd" * 32, "environment": {**REPORT["environment"], **machine}}
     other.write_text(json.dumps(changed))
-    warnings = compare(one, other)["warnings"]
-    assert [("cannot be compared" in warning) for warning in warnings] == [True, True]
+    found = compare(one, other)
+    assert found["apart"] == ["student"] and "+10.0% *" in to_text(found)
+    warnings = found["warnings"]
+    assert [("cannot be compared" in warning) for warning in warnings] == [True, True, True, False, False]
+    assert warnings[3:] == ["onnx: none and 1.20", "python: 3.11 and 3.12"]
     assert "warning: " in to_text(compare(one, other))
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 
-from benchmark.baselines.plain_graph import PlainEncoder, to_plain_onnx
-from recommender.student import Student
+from benchmark.baselines import apart
+from foundation.artifact import Artifact
 
 
 class PartsRecommender:
-    """The encoder in ONNX Runtime, the rest in numpy."""
+    """The encoder (an ONNX graph's bytes) in ONNX Runtime, the rest in numpy over the item table float32[I + 1, D]."""
 
-    def __init__(self, student: Student, num_threads: int) -> None:
-        encoder = PlainEncoder(student)
-        model = to_plain_onnx(encoder, student, ("hidden",))
+    def __init__(self, encoder: bytes, table_ID: np.ndarray, num_threads: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
-        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        self.table_ID = encoder.table_ID.numpy()
+        self.session = ort.InferenceSession(encoder, options, providers=["CPUExecutionProvider"])
+        self.table_ID = table_ID
 
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         hidden_BD = np.asarray(self.session.run(None, {"history": history_BL})[0])
@@ -29,3 +29,17 @@ class PartsRecommender:
         top_score_BK = np.take_along_axis(score_BI, top_BK, axis=1)
         order_BK = np.argsort(-top_score_BK, axis=1)
         return np.take_along_axis(top_BK, order_BK, axis=1), np.take_along_axis(top_score_BK, order_BK, axis=1)
+
+
+def open_parts(student: Artifact, num_threads: int, k: int, options: dict[str, Any]) -> PartsRecommender:
+    """Export the encoder apart, and open it; it has none of our graph's `options`, and returns as many items as asked for."""
+    return PartsRecommender(*apart(_export, student), num_threads)
+
+
+def _export(student: Artifact) -> tuple[bytes, np.ndarray]:
+    from benchmark.baselines.plain_graph import PlainEncoder, to_plain_onnx
+    from recommender.student import load_student
+
+    loaded = load_student(student)
+    encoder = PlainEncoder(loaded)
+    return to_plain_onnx(encoder, loaded, ("hidden",)).SerializeToString(), encoder.table_ID.numpy()

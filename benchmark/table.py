@@ -14,12 +14,16 @@ from recommender.baselines import load_baseline
 from recommender.evaluate import evaluate
 from recommender.split import Sequences
 
+_GEOMETRY = ("alignment", "uniformity_of_text", "uniformity_of_ids")  # of the first seed, where there is item text
+
 
 def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences) -> tuple[str, dict[str, Any]]:
     """The table as text, and its figures; `rows` maps a variant to its artefacts, one per seed."""
     ranks = {name: np.array([_ranks(artifact, sequences) for artifact in artifacts]) for name, artifacts in rows.items()}
     figures = {
-        name: accuracy_figures(rank_SU) | {"num_parameters": rows[name][0].metrics.get("num_parameters")}
+        name: accuracy_figures(rank_SU)
+        | {"num_parameters": rows[name][0].metrics.get("num_parameters")}
+        | {key: rows[name][0].metrics[key] for key in _GEOMETRY if key in rows[name][0].metrics}
         for name, rank_SU in ranks.items()
     }
     found = comparisons(ranks)

@@ -52,14 +52,12 @@ def build_audit(
     ndcg_of = {name: _validation_ndcg(other, sequences) for name, other in others.items()}
     in_slice = {"all": np.ones(len(sequences.evaluated_users), bool), **slices(sequences, "validation")}
     sample = _Sample.drawn(others, sequences)
-    found = {
-        "teacher": _judged("teacher", _validation_ndcg(teacher, sequences), open_member(teacher), ndcg_of, in_slice, sample)
-    }
+    found = {"teacher": _judged(_validation_ndcg(teacher, sequences), open_member(teacher), ndcg_of, in_slice, sample)}
     if members:
         ensemble = Ensemble([(weight, open_member(artifact)) for weight, artifact in members])
         rows = rows_at_once(sequences.num_items, cpu=_ROWS, gpu=512)
         ndcg_U = ndcg(evaluate(MemberRecommender(ensemble), sequences, "validation", batch_size=rows), 10)
-        found["ensemble"] = _judged("ensemble", ndcg_U, ensemble, ndcg_of, in_slice, sample)
+        found["ensemble"] = _judged(ndcg_U, ensemble, ndcg_of, in_slice, sample)
     told = {"slices": {name: int(mask_U.sum()) for name, mask_U in in_slice.items()}, **found}
     (draft.path / AUDIT).write_text(json.dumps(told, indent=1))
     draft.metrics |= {
@@ -73,14 +71,13 @@ def build_audit(
 
 
 def _judged(
-    who: str,
     ndcg_U: np.ndarray,
     member: Member,
     ndcg_of: Mapping[str, np.ndarray],
     in_slice: Mapping[str, np.ndarray],
     sample: _Sample,
 ) -> dict[str, Any]:
-    """What is known of one who teaches, and said."""
+    """What is known of one who teaches."""
     over = {
         name: {
             label: _compare(ndcg_U[mask_U], other_U[mask_U])
@@ -89,24 +86,44 @@ def _judged(
         }
         for name, other_U in ndcg_of.items()
     }
-    calibration, shared = sample.calibration(member), sample.shared(member)
-    for name, by_slice in over.items():
-        if overall := by_slice["all"]:
-            low, high = overall["ci95"]
-            verdict = "wins" if low > 0 else "loses" if high < 0 else "no difference shown"
-            console.say(f"audit: {who} over {name}: NDCG@10 {overall['relative']:+.1%} [{low:+.1%}, {high:+.1%}] ({verdict})")
-    told = ", ".join(f"{share:.0%} with {name}" for name, share in shared.items())
-    console.say(f"audit: of the {who}'s top {EVALUATION_K} it shares {told}")
-    console.say(
-        f"audit: its confidence is off by {calibration.ece:.3f} (ECE), by {calibration.ece_at_temperature:.3f} "
-        f"at temperature {calibration.temperature:.2f}"
-    )
     return {
         "validation_ndcg_at_10": float(ndcg_U.mean()),
         "over": over,
-        "calibration": asdict(calibration),
-        f"overlap_at_{EVALUATION_K}": shared,
+        "calibration": asdict(sample.calibration(member)),
+        f"overlap_at_{EVALUATION_K}": sample.shared(member),
     }
+
+
+@opens
+def tell(audit: Artifact) -> None:
+    """Say what was found: overall against each of the others, and the slices in which there is a difference."""
+    told = read_json(audit.file(AUDIT))
+    for who in ("teacher", "ensemble"):
+        if not (found := told.get(who)):
+            continue
+        for name, by_slice in found["over"].items():
+            if overall := by_slice["all"]:
+                console.say(
+                    f"audit: {who} over {name}: NDCG@10 {_shown(overall)} ({_verdict(overall) or 'no difference shown'})"
+                )
+            sliced = {label: own for label, own in by_slice.items() if label != "all" and own and _verdict(own)}
+            if sliced:
+                parts = (f"{_verdict(own)} in {label} {_shown(own)}" for label, own in sliced.items())
+                console.say(f"audit:   {who} over {name} {', '.join(parts)}")
+        shared = ", ".join(f"{share:.0%} with {name}" for name, share in found[f"overlap_at_{EVALUATION_K}"].items())
+        console.say(f"audit: of the {who}'s top {EVALUATION_K} it shares {shared}")
+        ece, better, temperature = (found["calibration"][name] for name in ("ece", "ece_at_temperature", "temperature"))
+        console.say(f"audit: its confidence is off by {ece:.3f} (ECE), by {better:.3f} at temperature {temperature:.2f}")
+
+
+def _verdict(difference: Mapping[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return "wins" if low > 0 else "loses" if high < 0 else ""
+
+
+def _shown(difference: Mapping[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return f"{difference['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 @opens

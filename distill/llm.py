@@ -186,20 +186,41 @@ def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:
 def last_projections(body: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Filled, when the body has run, with its last layer's queries, keys and values [B, L, *], before rotary positions."""
     found: dict[str, torch.Tensor] = {}
-    hooks = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, part=part: found.update({part: output}))
+        for part, module in _projections(body).items()
+    ]
     try:
-        for part, names in _PROJECTIONS.items():
-            modules = [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
-            if not modules:
-                raise TeacherError(
-                    f"{type(body).__name__} has no layer named {' or '.join(names)}: its {part} cannot be read, which the "
-                    "objective minilm needs; leave it out, or take another LLM"
-                )
-            hooks.append(modules[-1].register_forward_hook(lambda _, __, output, part=part: found.update({part: output})))
         yield found
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def require_projections(llm: Artifact, relation_heads: int) -> None:
+    """Refuse, before it is trained, an LLM whose queries, keys and values the objective minilm could not read or cut."""
+    with torch.device("meta"):
+        body = AutoModel.from_config(causal_config(read_config(llm_folder(llm)), 1))
+    for part, module in _projections(body).items():
+        width = getattr(module, "out_features", 0)
+        if width % relation_heads:
+            raise TeacherError(
+                f"distill.objectives.minilm.relation_heads = {relation_heads} does not divide the {part} of {width} of "
+                f"{type(body).__name__}"
+            )
+
+
+def _projections(body: nn.Module) -> dict[str, nn.Module]:
+    found = {}
+    for part, names in _PROJECTIONS.items():
+        modules = [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
+        if not modules:
+            raise TeacherError(
+                f"{type(body).__name__} has no layer named {' or '.join(names)}: its {part} cannot be read, which the "
+                "objective minilm needs; leave it out, or take another LLM"
+            )
+        found[part] = modules[-1]
+    return found
 
 
 _PROJECTIONS = {"query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value")}

@@ -38,8 +38,8 @@ def build_targets(
     windows = TrainingWindows(sequences, member.max_length)
     if not windows.num_positions:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
-    rows = rows_at_once(sequences.num_items, cpu=32, gpu=256)
-    batches, per_shard = list(windows.overlapping(rows)), max(_SHARD_WINDOWS // rows, 1)
+    rows = 1 << (rows_at_once(sequences.num_items, cpu=32, gpu=256).bit_length() - 1)  # shards begin alike on every device
+    batches, per_shard = list(windows.overlapping(rows)), _SHARD_WINDOWS // rows
     starts = range(0, len(batches), per_shard)
     names = [f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     for start, name in zip(console.progress(starts, "teacher targets"), names, strict=True):

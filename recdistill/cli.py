@@ -196,8 +196,12 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
+    from distill.audit import tell
+
     pipeline = _torch_pipeline(arguments)
     made = [(pipeline.teacher(seed), pipeline.audit(seed)) for seed in pipeline.recipe.seeds]
+    for _, audit in made:
+        tell(audit)
     return {
         "stage": "teacher",
         "teachers": [{"path": str(teacher.path), **teacher.metrics, "audit": audit.metrics} for teacher, audit in made],
@@ -206,21 +210,25 @@ def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmark.table import accuracy_table
+    from distill.audit import tell
     from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER
 
     pipeline = _torch_pipeline(arguments)
-    seeds = pipeline.recipe.seeds
+    seeds, audits = pipeline.recipe.seeds, {}
     if arguments.jobs > 1:
         from recdistill.parallel import distill_tasks, make_side_by_side
 
-        for _ in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
-            pass  # told by `make` itself
+        for task in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
+            if task.method == "audit":  # before anybody learns from whom it judged, where students heed it
+                tell(getattr(pipeline, task.method)(*task.arguments))
     for seed in seeds:
         for name in pipeline.controls:
             if name != ENSEMBLE:  # which needs every seed's control-text
                 pipeline.arm(name, seed)
         pipeline.teacher(seed)
-        pipeline.audit(seed)
+        audits[seed] = pipeline.audit(seed)
+        if arguments.jobs == 1:
+            tell(audits[seed])
     for seed in seeds:
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
@@ -231,7 +239,12 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     rows["student"] = [pipeline.arm("student", seed) for seed in seeds]
     text, figures = accuracy_table(rows, pipeline.sequences)
     print(text)
-    return {"stage": "distill", "runs": str(pipeline.folder), **figures}
+    return {
+        "stage": "distill",
+        "runs": str(pipeline.folder),
+        "audits": {seed: audit.metrics for seed, audit in audits.items()},
+        **figures,
+    }
 
 
 def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:

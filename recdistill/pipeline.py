@@ -171,6 +171,7 @@ class Pipeline:
         return self._make(self.folder / "text-encoder", "text-encoder", recipe, inputs, build)
 
     def teacher(self, seed: int) -> Artifact:
+        from distill.llm import require_projections
         from distill.text import prompts_of
         from distill.train_teacher import build_teacher
         from recommender.data import load_dataset
@@ -181,6 +182,8 @@ class Pipeline:
             inputs[start] = self.arm(start, seed)
 
         def build(draft: Draft) -> None:
+            if heads := self.recipe.relation_heads:
+                require_projections(self.llm, heads)
             control = inputs.get(start)
             section, tracker = self.recipe.teacher, self._tracker("teacher", seed)
             prompts = prompts_of(load_dataset(self.data).items, self.recipe.text) if section.items == "text" else []

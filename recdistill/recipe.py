@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
 from distill.config import DistillSection, ItemEncoderSection, Regularisers, TargetsSection, TeacherSection, TextSection
-from distill.objectives.config import MiniLmOptions, states_needed
+from distill.objectives.config import MiniLmOptions, states_needed, weights_of
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section, slug
 from quantize.config import QuantizeSection
@@ -92,8 +92,14 @@ class Recipe(Section):
                 "teacher.items",
                 "distill.objectives.minilm",
             )
-        heads = MiniLmOptions.model_validate(self.distill.objectives.get("minilm", {})).relation_heads
-        if "query" in needed and student.hidden_size % heads:
+        if not self.distill.label_weight and not any(weights_of(self.distill.objectives).values()):
+            raise Contradiction(
+                "distill.label_weight = 0 and no objective of a weight above 0: the student would learn nothing",
+                "distill.label_weight",
+                "distill.objectives",
+            )
+        heads = self.relation_heads
+        if heads and student.hidden_size % heads:
             raise Contradiction(
                 f"distill.objectives.minilm.relation_heads = {heads} does not divide "
                 f"student.hidden_size = {student.hidden_size}",
@@ -121,3 +127,11 @@ class Recipe(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
         return self
+
+    @property
+    def relation_heads(self) -> int:
+        """Into how many heads the objective minilm cuts the teacher's queries, keys and values; 0 where it has no part."""
+        objectives = self.distill.objectives
+        if "query" not in states_needed(objectives):
+            return 0
+        return MiniLmOptions.model_validate(objectives["minilm"]).relation_heads

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distill.objectives.base import Objective, StateObjective, TeacherTargets
 from distill.regularisers.base import Regulariser, Step
@@ -58,6 +59,12 @@ class RegulariserContract:
         gradients = [p.grad for p in step.student.parameters() if p.grad is not None]
         assert gradients and all(gradient.isfinite().all() for gradient in gradients)
         assert any(gradient.abs().max() > 1e-6 for gradient in gradients)
+
+    @staticmethod
+    def changed(step: Step) -> tuple[Step, Step]:
+        """More padding in front, and the histories in another order: nothing that a loss should see."""
+        wider = replace(step, history_BL=F.pad(step.history_BL, (2, 0)), label_BL=F.pad(step.label_BL, (2, 0)))
+        return wider, replace(step, history_BL=step.history_BL.flip(0), label_BL=step.label_BL.flip(0))
 
     def test_the_same_draws_give_the_same_loss(self) -> None:
         step = self.step()

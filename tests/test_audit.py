@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.audit import build_audit, worse_slices
+from distill.audit import build_audit, tell, worse_slices
 from distill.calibration import calibrate, ece, nll
 from distill.config import DistillSection, TargetsSection, TeacherSection
 from distill.members import TeacherMember
@@ -144,7 +144,11 @@ def test_those_who_teach_are_judged_together(
 
 
 def test_the_audit_finds_what_is_planted(
-    teacher: Artifact, others: dict[str, Artifact], sequences: Sequences, tmp_path: Path
+    teacher: Artifact,
+    others: dict[str, Artifact],
+    sequences: Sequences,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     audit = make(
         tmp_path / "a", "audit", recipe={}, inputs={}, build=lambda draft: build_audit(teacher, others, sequences, draft)
@@ -153,6 +157,12 @@ def test_the_audit_finds_what_is_planted(
     assert audit.metrics["teacher"]["beats"] == [] and set(audit.metrics) & {"teacher", "ensemble"} == {"teacher"}
     assert "all" not in worse_slices(audit)
     assert worse_slices(audit)  # it has no hit anywhere, and control-text has
+    capsys.readouterr()
+    tell(audit)
+    said = capsys.readouterr().err
+    assert "teacher over control-text: NDCG@10 -100.0% [-100.0%, -100.0%] (loses)" in said
+    assert f"teacher over control-text loses in {worse_slices(audit)[0]} -100.0%" in said and "ensemble" not in said
+    assert "top 20 it shares" in said and "at temperature" in said
     assert told["teacher"]["calibration"]["requests"] == len(sequences.evaluated_users)
     assert told["teacher"]["calibration"]["temperature"] == audit.metrics["teacher"]["temperature"]
     shared = told["teacher"]["overlap_at_20"]
@@ -177,6 +187,26 @@ def targets(teacher: Artifact, sequences: Sequences, tmp_path_factory: pytest.Te
         build=lambda draft: build_targets(member, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
     )
     return load_targets(made, sequences.num_items)
+
+
+def test_shards_are_the_same_on_every_device(
+    teacher: Artifact, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU takes more rows at once; what one has begun another may go on with."""
+    member, shards = TeacherMember(load_teacher(teacher)), []
+    monkeypatch.setattr("distill.targets._SHARD_WINDOWS", 64)
+    for rows in (16, 43):
+        monkeypatch.setattr("distill.targets.rows_at_once", lambda *_, rows=rows, **__: rows)
+        made = make(
+            tmp_path / str(rows),
+            "targets",
+            recipe={},
+            inputs={},
+            build=lambda draft: build_targets(member, sequences, TargetsSection(top_k=5), draft),
+        )
+        names = json.loads(made.file("index.json").read_text())["shards"]
+        shards.append([load_file(made.file(name))["position"].tolist() for name in names])
+    assert len(shards[0]) > 2 and shards[0] == shards[1]
 
 
 def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ class TestRelaxedRanking(ObjectiveContract):
 class TestImportanceAwareRanking(ObjectiveContract):
     """It is 0 where the student equals the weights, which are not the teacher."""
 
+    def test_it_is_0_where_the_student_equals_the_weights(self) -> None:
+        objective = ImportanceAwareRanking(Dllm2RecOptions(num_listed=NUM_ITEMS, consistency=0.0))
+        teacher = self.logits(1)
+        targets = self.targets(teacher, NUM_ITEMS)
+        weight_NK = objective._importance(torch.zeros_like(teacher), targets.index_NK, targets.probability_NK)
+        equal_NI = torch.zeros_like(teacher).scatter(-1, targets.index_NK, weight_NK.log())
+        assert objective(equal_NI, targets).item() == pytest.approx(0, abs=1e-9)
+        assert objective(teacher, targets).item() > 0.01
+
     zero_at_equality = False
     options = Dllm2RecOptions(num_listed=5, num_consistent=3, rank_temperature=2.0, confidence_temperature=1.5)
 

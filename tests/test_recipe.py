@@ -76,6 +76,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4, .*the objective minilm needs teacher.items = 'soft'",
         ),
         (
+            'name = "x"\n[data]\n[distill]\nlabel_weight = 0.0\n[distill.objectives]\nforward_kl = { weight = 0.0 }\n',
+            "the student would learn nothing",
+        ),
+        (
             'name = "x"\n[data]\n[student]\nhidden_size = 64\n[distill.objectives.minilm]\nrelation_heads = 5\n',
             r"minilm.relation_heads = 5 does not divide student.hidden_size = 64",
         ),

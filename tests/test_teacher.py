@@ -15,7 +15,15 @@ from transformers import GPT2Config, GPT2Model
 import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
 from distill.evaluation import Validator
-from distill.llm import TeacherError, build_llm, check_causal, last_projections, load_body, load_tokenizer
+from distill.llm import (
+    TeacherError,
+    build_llm,
+    check_causal,
+    last_projections,
+    load_body,
+    load_tokenizer,
+    require_projections,
+)
 from distill.members import Ensemble, StudentMember, TeacherMember
 from distill.targets import build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
@@ -110,6 +118,17 @@ def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
         new_teacher(llm, TEXT, section, np.zeros((61, 5000), np.int64))
     with pytest.raises(TeacherError, match="minilm needs"):
         teacher.states(rows, table, projections=True)
+
+
+def test_an_llm_whose_attention_cannot_be_read_is_refused_before_it_is_trained(llm: Artifact, tmp_path: Path) -> None:
+    require_projections(llm, 2)
+    with pytest.raises(TeacherError, match=r"relation_heads = 3 does not divide the query of 64 of \w+Model"):
+        require_projections(llm, 3)
+    GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path / "gpt2")
+    llm_of = lambda draft: build_llm(str(tmp_path / "gpt2"), draft)  # noqa: E731
+    fused = make(tmp_path / "llm", "llm", recipe={}, inputs={}, build=llm_of)
+    with pytest.raises(TeacherError, match="GPT2Model has no layer named q_proj or query"):
+        require_projections(fused, 2)
 
 
 @torch.no_grad()

@@ -57,7 +57,11 @@ class Variant:
 
 
 def _objectives(*names: str) -> str:
-    return f"distill.objectives={{{', '.join(f'{name} = {{}}' for name in names)}}}"
+    options = {name: _OPTIONS.get(name, "{}") for name in names}
+    return f"distill.objectives={{{', '.join(f'{name} = {own}' for name, own in options.items())}}}"
+
+
+_OPTIONS = {"rrd": "{weight = 0.05}"}  # a sum over 20 items; the others are means
 
 
 _OTHERS = ("dllm2rec", "rrd", "rce_kd", "hidden", "minilm")
@@ -71,6 +75,11 @@ VARIANTS = {
     **{f"{name} alone": Variant("student", (_objectives(name),)) for name in _OTHERS},
     **{f"{OBJECTIVE} and {name}": Variant("student", (_objectives(OBJECTIVE, name),)) for name in _OTHERS},
     "all objectives": Variant("student", (_objectives(OBJECTIVE, *_OTHERS),)),
+    **{
+        f"all but {name}": Variant("student", (_objectives(*(other for other in (OBJECTIVE, *_OTHERS) if other != name)),))
+        for name in (OBJECTIVE, *_OTHERS)
+    },
+    "label weight 0.2, nothing taught": Variant("student", ("distill.objectives={}", "distill.label_weight=0.2")),
     **{f"label weight {w}": Variant("student", (f"distill.label_weight={w}",)) for w in ("0.0", "0.2", "1.0")},
     "temperature 3": Variant("student", ("targets.temperature=3.0",)),
     "follow_audit": Variant("student", ("distill.follow_audit=true",), start="control-id"),

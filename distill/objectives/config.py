@@ -84,11 +84,12 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
 STATES: dict[str, tuple[str, ...]] = {"hidden": ("hidden",), "minilm": ("query", "key", "value")}
 
 
+def weights_of(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The weight of each of a recipe's objectives."""
+    return {name: OPTIONS[name].model_validate(options).weight for name, options in sections.items()}
+
+
 def states_needed(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the targets of a recipe's objectives must hold beside distributions."""
-    return [
-        state
-        for name, states in STATES.items()
-        if name in sections and OPTIONS[name].model_validate(sections[name]).weight
-        for state in states
-    ]
+    weights = weights_of(sections)
+    return [state for name, states in STATES.items() if weights.get(name) for state in states]

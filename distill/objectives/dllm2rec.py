@@ -3,7 +3,7 @@
     L = mean_n [ KL(w_n || q_n) ],   w = gamma_p w^p + gamma_c w^c + gamma_o w^o,   renormalised over the list
 
 w^p ∝ e^{-r/beta}         position: rank r in the teacher's list, from 1
-w^c ∝ e^{-d/beta_c}       confidence: d = -log p, how far the teacher itself is from the item
+w^c ∝ e^{-d/beta_c}       confidence: d = -log p, how far the teacher itself is from the item (p at the targets' temperature)
 w^o ∝ 1                   consistency: items that the student has among its own first `num_consistent` as well
 
 q is the student's distribution over the catalogue. Each part is normalised over the list, so that the gammas (.3, .5, .1 in

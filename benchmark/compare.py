@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmark.report import REPORT_SCHEMA
 from foundation import console
@@ -65,12 +65,18 @@ class _Row(BaseModel):
     variant: str
     status: str
     ndcg_at_10: float | None = None
-    ndcg_at_10_ci95: list[float] = []
+    ndcg_at_10_ci95: tuple[float, float] | None = None
     latency_p50_s: float | None = None
     latency_p99_s: float | None = None
     throughput_per_s: float | None = None
     peak_rss_bytes: float | None = None
     artifact_bytes: float | None = None
+
+
+class _Machine(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    versions: dict[str, str] = {}
 
 
 class _Report(BaseModel):
@@ -79,7 +85,7 @@ class _Report(BaseModel):
     schema_version: int
     rows: list[_Row]
     targets_sha256: str
-    environment: dict[str, Any]
+    environment: _Machine
     protocol: Any = None
 
 
@@ -106,7 +112,7 @@ def _warnings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     for key in ("cpu", "cpu_flags", "gpu", "num_cpus", "num_threads"):
         if one["environment"].get(key) != other["environment"].get(key):
             found.append(f"{key}: {one['environment'].get(key)} and {other['environment'].get(key)}: speeds cannot be compared")
-    libraries, others = (report["environment"].get("versions", {}) for report in (one, other))
+    libraries, others = (report["environment"]["versions"] for report in (one, other))
     for name in sorted(libraries.keys() | others.keys()):
         if libraries.get(name) != others.get(name):
             found.append(f"{name}: {libraries.get(name, 'none')} and {others.get(name, 'none')}")

@@ -25,13 +25,13 @@ def pareto(rows: Rows) -> str:
     """NDCG@10 against latency; the area of a bubble is the variant's bytes, the line what nothing else beats."""
     shown = [row for row in rows if row.get("latency_p50_s") and "ndcg_at_10" in row]
     figure, axes = _axes(height=3.8)
-    largest = max((row["artifact_bytes"] for row in shown), default=1)
+    largest = max((row["artifact_bytes"] or 0 for row in shown), default=0) or 1
     for row in shown:
         x, y = row["latency_p50_s"] * 1e3, row["ndcg_at_10"]
         low, high = row["ndcg_at_10_ci95"]
         colour = colour_of(row["variant"])
         axes.errorbar(x, y, [[y - low], [high - y]], color=colour, alpha=0.35, linewidth=1)
-        axes.scatter(x, y, s=12 + 900 * row["artifact_bytes"] / largest, color=colour, alpha=0.55, linewidths=0)
+        axes.scatter(x, y, s=12 + 900 * (row["artifact_bytes"] or 0) / largest, color=colour, alpha=0.55, linewidths=0)
     front = _front([(row["latency_p50_s"] * 1e3, row["ndcg_at_10"]) for row in shown])
     axes.plot([x for x, _ in front], [y for _, y in front], color="#9ca3af", linewidth=1, linestyle="--", zorder=0)
     axes.set(xscale="log", xlabel="latency of one request, median, ms", ylabel="NDCG@10 (95% interval)")

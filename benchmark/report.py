@@ -42,6 +42,7 @@ class Row:
     variant: str
     artifacts: Sequence[Artifact]
     missing: str = ""
+    broken: bool = False  # because something failed, not because this machine lacks what it needs
     runtime: str = "onnxruntime"  # of a graph or a student
     endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
     graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
@@ -98,9 +99,9 @@ def build_report(
         if row.variant == "teacher":
             jobs[FULL_DEPTH] = _job(row.artifacts[0], section, histories=str(histories), full_depth_llm=str(llm.path))
     jobs[CEILING] = Job("", "", section.model_dump(), ceiling=True)
-    sizes, failed = sweep_jobs(student, section, draft.checkpoint) if section.full else ({}, {})
+    sizes, not_drawn = sweep_jobs(student, section, draft.checkpoint) if section.full else ({}, {})
     results = measure(jobs | sizes, section, draft.checkpoint)
-    swept = failed | {name: results.pop(name) for name in sizes}
+    swept = not_drawn | {name: results.pop(name) for name in sizes}
     limits = _limits(results.pop(CEILING))
     tops = _tops(runnable, results, data, section, draft)
     targets = sequences.targets(sequences.evaluated_users, "test")
@@ -120,14 +121,15 @@ def build_report(
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
     }
-    (draft.path / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
-    (draft.path / "report.md").write_text(to_markdown(report))
+    (draft.path / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+    (draft.path / "report.md").write_text(to_markdown(report), encoding="utf-8")
     samples_s = {
         name: [s for result in own for s in result["latency_samples_s"]] for name, own in results.items() if not failure(own)
     }
-    (draft.path / "report.html").write_text(to_html(report, samples_s))
+    (draft.path / "report.html").write_text(to_html(report, samples_s), encoding="utf-8")
     (draft.path / "raw_speed.json").write_text(json.dumps(results | swept))
-    draft.metrics |= {"rows": len(rows), "failed": [name for name, own in (results | swept).items() if failure(own)]}
+    failed = [row.variant for row in rows if row.broken] + [name for name, own in (results | swept).items() if failure(own)]
+    draft.metrics |= {"rows": len(rows), "failed": failed}
 
 
 def speed_histories(sequences: Sequences, max_length: int, section: BenchmarkSection) -> np.ndarray:
@@ -167,7 +169,7 @@ def _tops(
 
 def _row(row: Row, found: _Found) -> dict[str, Any]:
     if row.missing:
-        return {"variant": row.variant, "status": f"not made: {row.missing}"}
+        return {"variant": row.variant, "status": f"{'failed' if row.broken else 'not made'}: {row.missing}"}
     artifact, own = row.artifacts[0], found.results.get(row.variant, [])
     failed = failure(own)
     figures: dict[str, Any] = {
@@ -234,7 +236,7 @@ def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:
         return {}
     return {
         device: {
-            "gemm_per_s": {name: max(r[device]["gemm_per_s"][name] for r in own) for name in first["gemm_per_s"]},
+            "gemm_per_s": {name: max(r[device]["gemm_per_s"].get(name, 0.0) for r in own) for name in first["gemm_per_s"]},
             "bytes_per_s": max(r[device]["bytes_per_s"] for r in own),
         }
         for device, first in own[0].items()

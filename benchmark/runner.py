@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,17 @@ def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, 
     job.write(job_file)
     alive_file.touch()
     threads = str(section.num_threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
+    environ = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-m", "benchmark.worker", *map(str, (job_file, result_file, alive_file)), WATCH]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said, "text": True}
+        process = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
         try:
             hung = not _ended(process, alive_file, section.timeout_s)
         finally:
-            process.kill()
+            if process.returncode != 0:
+                with suppress(ProcessLookupError):  # of itself, and of what it began to build something
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert process.stdin is not None
             process.stdin.close()
@@ -65,19 +69,22 @@ def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, 
 
 def _ended(process: subprocess.Popen[str], alive_file: Path, patience_s: float) -> bool:
     """Wait until the process has ended; False where it has shown no life for so long."""
+    seen_ns, until = 0, 0.0
     while True:
+        if (touched_ns := alive_file.stat().st_mtime_ns) != seen_ns:  # by a clock that a suspended machine does not turn
+            seen_ns, until = touched_ns, time.monotonic() + patience_s
         try:
             process.wait(min(_POLL_S, patience_s))
             return True
         except subprocess.TimeoutExpired:
-            if time.time() - alive_file.stat().st_mtime > patience_s:
+            if time.monotonic() > until:
                 return False
 
 
 def measure(jobs: Mapping[str, Job], section: BenchmarkSection, folder: Path) -> Results:
     """Results of every job, one per round; accuracy only in the first. What fails once is left out of later rounds.
 
-    Whole rounds are kept in `folder`, for the same jobs on the same machine.
+    Whole rounds are kept in `folder`, for the same jobs on the same machine, unless one failed: who comes again has mended it.
     """
     names, kept_file = list(jobs), folder / "rounds.json"
     what = {"jobs": {name: asdict(job) for name, job in jobs.items()}, "environment": environment(section.num_threads)}
@@ -101,8 +108,9 @@ def _kept(kept_file: Path, what: Mapping[str, Any]) -> tuple[int, Results] | Non
         kept = json.loads(kept_file.read_bytes())
     except (OSError, ValueError):
         return None
-    same = json.loads(json.dumps(what)) == kept["what"]
-    return (kept["rounds"], kept["results"]) if same else None
+    if json.loads(json.dumps(what)) != kept["what"] or any(map(failure, kept["results"].values())):
+        return None
+    return kept["rounds"], kept["results"]
 
 
 def failure(own: Sequence[Mapping[str, Any]]) -> str | None:

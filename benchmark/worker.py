@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -229,8 +230,13 @@ def _peak_gpu_bytes() -> int | None:
 
 
 def _end_with_the_parent() -> None:
-    """Leave when standard input, whose other end the parent holds, is closed: nobody reads the result any more."""
+    """Leave when standard input, whose other end the parent holds, is closed: nobody reads the result any more.
+
+    What this process began to build something (a compiler) goes with it, where the parent gave it a group of its own.
+    """
     os.read(sys.stdin.fileno(), 1)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

@@ -413,9 +413,11 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmark.markdown import to_terminal
 
     artifact = _torch_pipeline(arguments).report(arguments.quick)
-    print(to_terminal(json.loads((artifact.path / "report.json").read_bytes())))
+    report = json.loads((artifact.path / "report.json").read_bytes())
+    print(to_terminal(report))
     print(f"\nthe whole report: {artifact.path / 'report.html'} (or report.md beside it)")
-    return {"stage": "bench", "path": str(artifact.path / "report.json"), **artifact.metrics}
+    failed = any(row["status"].startswith("failed") for row in report["rows"])
+    return {"stage": "bench", "path": str(artifact.path / "report.json"), "exit_code": int(failed), **artifact.metrics}
 
 
 def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:

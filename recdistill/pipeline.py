@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import console
-from foundation.artifact import Artifact, Draft, make
+from foundation.artifact import Artifact, Draft, Unavailable, make
 from foundation.failure import first_line
 from foundation.recipe import slug
 from recdistill.recipe import Recipe
@@ -511,9 +511,11 @@ class Pipeline:
 
         try:
             return Row(variant, [make_one(seed) for seed in seeds])
+        except Unavailable as error:
+            return Row(variant, [], missing=str(error))
         except (RuntimeError, MemoryError, OSError) as error:  # not what the user has to mend: recipe, data, artefacts
             console.say(f"{variant} cannot be made: {error}")
-            return Row(variant, [], missing=first_line(str(error), type(error).__name__))
+            return Row(variant, [], missing=first_line(str(error), type(error).__name__), broken=True)
 
     def _tracker(self, name: str, seed: int) -> Tracker:
         from distill.tracking import open_tracker

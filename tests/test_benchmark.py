@@ -68,6 +68,22 @@ def test_what_fails_becomes_a_result_that_says_so(popularity: Artifact, tmp_path
     assert "no step finished within" in late["error"]
 
 
+def test_what_a_process_began_ends_with_it(popularity: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler in a process of its own, say."""
+    starts = tmp_path / "starts.sh"
+    starts.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {tmp_path / 'pid'}\nwait\n")
+    starts.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(starts))
+    result = run_process(job(popularity.path, tmp_path / "h.npy"), SECTION.model_copy(update={"timeout_s": 1.0}), tmp_path)
+    assert "no step finished" in result["error"]
+    until = time.monotonic() + 5
+    while (state := Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")).exists() and time.monotonic() < until:
+        if state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    assert not state.exists()
+
+
 def test_a_long_task_is_no_hang(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     work = "import sys, time, pathlib\nfor _ in range(12):\n    time.sleep(.25)\n    pathlib.Path(sys.argv[1]).touch()\n"
@@ -92,25 +108,28 @@ def test_a_process_that_the_kernel_ended_lacked_memory(
 
 def test_an_interrupted_measurement_goes_on_with_its_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, str]] = []
+    mended = ["yes"]
 
     def run(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, Any]:
         if len(ran) == 3:
             ran.append(("", "interrupted"))
             raise KeyboardInterrupt
         ran.append((job.artifact, job.data))
-        return {"error": "broken"} if job.artifact == "c" else {"figure": len(ran)}
+        return {"error": "no memory"} if job.artifact == "c" and not mended else {"figure": len(ran)}
 
     monkeypatch.setattr("benchmark.runner.run_process", run)
     jobs = {name: Job(name, "", {}, data="data") for name in "abc"}
     with pytest.raises(KeyboardInterrupt):
         measure(jobs, SECTION, tmp_path)
     results = measure(jobs, SECTION, tmp_path)
-    assert ran == [("a", "data"), ("b", "data"), ("c", "data"), ("", "interrupted"), ("b", ""), ("a", "")]
-    assert results == {"a": [{"figure": 1}, {"figure": 6}], "b": [{"figure": 2}, {"figure": 5}], "c": [{"error": "broken"}]}
-    assert measure(jobs, SECTION, tmp_path) == results and len(ran) == 6
+    assert ran == [("a", "data"), ("b", "data"), ("c", "data"), ("", "interrupted"), ("b", ""), ("c", ""), ("a", "")]
+    assert [[own["figure"] for own in results[name]] for name in "abc"] == [[1, 7], [2, 5], [3, 6]]
+    assert measure(jobs, SECTION, tmp_path) == results and len(ran) == 7
     monkeypatch.setattr("benchmark.runner.environment", lambda num_threads: {"cpu": "another"})
-    measure(jobs, SECTION, tmp_path)
-    assert len(ran) == 11
+    mended.clear()
+    assert failure(measure(jobs, SECTION, tmp_path)["c"]) == "no memory" and len(ran) == 7 + 5
+    mended.append("yes")
+    assert not failure(measure(jobs, SECTION, tmp_path)["c"]) and len(ran) == 12 + 6  # all anew: its ratios are within rounds
 
 
 @pytest.mark.parametrize("served", ["pytorch", "onnx"])
@@ -174,17 +193,17 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
 
 
 def test_what_cannot_be_made_is_a_row_that_says_why() -> None:
-    for error, said in (
-        (Unavailable("no GPU"), "no GPU"),
-        (ParityError("the graph ranks differently\nmore of it"), "the graph ranks differently"),
-        (MemoryError(), "MemoryError"),
+    for error, said, broken in (
+        (Unavailable("no GPU"), "no GPU", False),
+        (ParityError("the graph ranks differently\nmore of it"), "the graph ranks differently", True),
+        (MemoryError(), "MemoryError", True),
     ):
 
         def fail(seed: int, error: BaseException = error) -> Artifact:
             raise error
 
         row = Pipeline._row("student-int8", fail, [0])
-        assert (row.variant, row.missing, row.artifacts) == ("student-int8", said, [])
+        assert (row.variant, row.missing, row.artifacts, row.broken) == ("student-int8", said, [], broken)
 
     def damaged(seed: int) -> Artifact:
         raise ArtifactError("runs/x was made differently; pass --overwrite")

@@ -38,9 +38,19 @@ def test_only_checks_against_one_base_belong_together(tmp_path: Path) -> None:
     write_history(history, [1.0] * 3, "v3")
     with history.open("a") as stream:
         stream.write(json.dumps({"date": "2026-02-01T00:00:00Z", "base": "v2", "metrics": {}}) + "\n")  # nothing was compared
-        unfit = {"latency_p50": {"ratio": 1.4}}
-        stream.write(json.dumps({"date": "2026-02-02T00:00:00Z", "base": "v2", "metrics": unfit, "verdict": "UNFIT"}) + "\n")
+        unfit = {"latency_p50": {"ratio": 1.4, "ci95": [1.3, 1.5]}, "peak_rss": {"ratio": 1.2}}
+        told = {
+            "date": "2026-02-02T00:00:00Z",
+            "base": "v1",
+            "metrics": unfit,
+            "verdict": "FAIL",
+            "reason": "base against itself",
+        }
+        stream.write(json.dumps(told) + "\n")
+        stream.write(json.dumps(told | {"base": "v3", "metrics": {"latency_p50": unfit["latency_p50"]}}) + "\n")
     checks = read(history)
+    assert checks[-1]["ratios"] == {"peak_rss": 1.2}
+    checks.pop()
     assert [len(of_one_base(checks, base)) for base in ("v1", "v2")] == [13, 12]
     with pytest.raises(HistoryError, match="against v3 are too few: 3, and 10 are needed"):
         of_one_base(checks, "")
@@ -51,9 +61,9 @@ def test_only_checks_against_one_base_belong_together(tmp_path: Path) -> None:
 def test_checks_of_another_checkpoint_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks = read(write_history(tmp_path / "h.jsonl", [1.0] * 24))
     for number, check in enumerate(checks):
-        check["checkpoint"] = "wide" if number < 12 else "narrow"
-    assert [check["commit"] for check in of_one_base(checks, "")] == [f"c{number}" for number in range(12, 24)]
-    assert "12 checks of another checkpoint" in capsys.readouterr().err
+        check["checkpoint"] = "" if number < 6 else "wide" if number < 12 else "narrow"
+    assert [check["commit"] for check in of_one_base(checks, "")] == [f"c{number}" for number in (*range(6), *range(12, 24))]
+    assert "6 checks of another checkpoint" in capsys.readouterr().err
 
 
 def test_a_metric_measured_too_seldom_is_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

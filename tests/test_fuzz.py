@@ -362,12 +362,30 @@ def test_any_archive(name: str, damage: tuple | None, content: bytes) -> None:
 
 REPORT = {
     "schema_version": 1,
-    "rows": [{"variant": "student", "ndcg_at_10": 0.1, "latency_p50_s": 0.001, "peak_rss_bytes": 1}],
+    "rows": [
+        {
+            "variant": "student",
+            "status": "ok",
+            "ndcg_at_10": 0.1,
+            "ndcg_at_10_ci95": [0.09, 0.11],
+            "latency_p50_s": 0.001,
+            "peak_rss_bytes": 1,
+        }
+    ],
     "targets_sha256": "0" * 64,
-    "environment": {"cpu": "x"},
+    "environment": {"cpu": "x", "versions": {"python": "3.11"}},
 }
 RUN = {"slowdown": 0.0, "budget": 1.05, "hog": False, "verdict": "PASS", "seconds": 1.0, "groups": 5, "faster": False}
-RUN |= {"ratios": {"latency_p50": 1.0, "throughput_time": 1.0}, "reason": "", "naive_ratio": 1.0}
+RUN |= {"ratios": {"latency_p50": 1.0, "throughput_time": 1.0}, "counted": {"peak_rss": 1.0}, "reason": "", "hardware": "a PC"}
+RUN |= {"naive_ratio": 1.0}
+
+
+def test_what_is_whole_is_accepted(tmp_path: Path) -> None:
+    """Else what is damaged would be refused for the wrong reason."""
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    assert compare(tmp_path / "report.json", tmp_path / "report.json")["variants"]["student"]["ndcg_at_10"] == 1.0
+    (tmp_path / "gate.json").write_text(json.dumps({"gate_sha256": "x", "runs": [RUN]}))
+    assert prove._begin(tmp_path / "gate.json", "x")["runs"] == [RUN]
 
 
 def changed(document: Any, key: int, value: Any) -> Any:

@@ -405,10 +405,11 @@ def test_revisions_export_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("benchmark.gate.command.exported", full)
-    export = ExportSection(first_stage_dims=8, inputs=["exclude"])
+    export = ExportSection(k=10, first_stage_dims=8, first_stage_items=90, inputs=["exclude", "query"])
     code, found = check_latency(Asked("HEAD"), SHAPE, QUICK, tmp_path / "work", export)
     assert (code, found["verdict"]) == (3, "UNFIT") and "No space left" in found["reason"]
-    assert asked_for == [['export.inputs=["exclude"]', "export.first_stage_dims=8"]]
+    two_stages = ["export.first_stage_dims=8", "export.first_stage_items=90"]
+    assert asked_for == [['export.inputs=["exclude"]', *two_stages, "export.min_overlap=0.0"]]  # and 20 items, as by default
 
 
 def test_options_that_mean_nothing_together_are_refused(tmp_path: Path) -> None:

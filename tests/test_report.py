@@ -156,6 +156,14 @@ def test_the_page_holds_everything_it_shows() -> None:
     assert text == to_html(REPORT, SAMPLES)
 
 
+def test_a_server_whose_memory_and_bytes_nobody_knows() -> None:
+    served = row("student-endpoint", 0.1, 2e-3, artifact_bytes=None, peak_rss_bytes=None, share_of_limit={})
+    report = {**REPORT, "rows": [*REPORT["rows"], served]}
+    assert "student-endpoint" in to_html(report, SAMPLES)
+    assert "| student-endpoint | 0.1000 [0.0900, 0.1100] | 0.2000 | 2.00 | 500 | - | - | - | 1,000 | - |" in to_markdown(report)
+    assert "student-endpoint" in to_html({**report, "rows": [served]}, SAMPLES)
+
+
 def test_what_only_a_gpu_has() -> None:
     rows = [row("student", 0.1, 1e-3), row("teacher", 0.1, 1e-2, peak_gpu_bytes=3 << 20, joules_per_history=0.0125)]
     text = to_markdown({**REPORT, "rows": rows})

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from benchmark.baselines import METHODS
+from benchmark.baselines import METHODS, apart
 from benchmark.baselines.eager import TorchRecommender
 from benchmark.baselines.plain_graph import PlainGraph, to_plain_onnx
 from benchmark.variants import open_variant
@@ -48,6 +48,11 @@ def test_a_rival_does_not_hold_our_graph(student: Artifact, monkeypatch: pytest.
     """Its peak memory is its own."""
     monkeypatch.setattr("benchmark.baselines.eager.ServingGraph", lambda *_, **__: pytest.fail("ours was built"))
     open_variant(student, 1, "plain-pytorch", K)
+
+
+def test_a_tool_that_ends_without_a_word_lacked_memory() -> None:
+    with pytest.raises(MemoryError, match="ended without a word"):
+        apart(os.abort)
 
 
 SERVE_PARTS = """

@@ -49,21 +49,24 @@ def main() -> int:
 def read(history: Path) -> list[dict[str, Any]]:
     """The checks in the file, each with `date`, `base`, `commit`, `checkpoint` and `ratios`.
 
-    Those that compared nothing, and those of a machine that could not judge, are left out.
+    Those that compared nothing are left out, and what a machine that could not judge has timed.
     """
     checks = []
     for number, line in enumerate(history.read_text(encoding="utf-8").splitlines(), 1):
         try:
             check = json.loads(line)
-            ratios = {name: float(metric["ratio"]) for name, metric in check["metrics"].items()}
-            kept = ("base", "date", "commit", "checkpoint", "verdict")
+            unfit = bool(check.get("reason"))
+            ratios = {
+                name: float(metric["ratio"]) for name, metric in check["metrics"].items() if not (unfit and "ci95" in metric)
+            }
+            kept = ("base", "date", "commit", "checkpoint")
             checks.append({name: str(check.get(name, "")) for name in kept} | {"ratios": ratios})
             datetime.fromisoformat(checks[-1]["date"])
             if not all(map(math.isfinite, ratios.values())):
                 raise ValueError("a ratio is not finite")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HistoryError(f"{history}, line {number} is no check of the gate ({type(error).__name__}: {error})") from None
-    return [check for check in checks if check["ratios"] and check["verdict"] != "UNFIT"]
+    return [check for check in checks if check["ratios"]]
 
 
 def of_one_base(checks: list[dict[str, Any]], base: str) -> list[dict[str, Any]]:
@@ -73,7 +76,7 @@ def of_one_base(checks: list[dict[str, Any]], base: str) -> list[dict[str, Any]]
         raise HistoryError(f"no check against {base or 'any base'}; there are checks against: {', '.join(bases) or 'none'}")
     wanted = base or checks[-1]["base"]
     against = sorted((check for check in checks if check["base"] == wanted), key=lambda check: check["date"])
-    own = [check for check in against if check["checkpoint"] == against[-1]["checkpoint"]]
+    own = [check for check in against if check["checkpoint"] in ("", against[-1]["checkpoint"])]  # older ones do not say
     if others := len(against) - len(own):
         print(f"[drift] {others} checks of another checkpoint (another shape or catalogue) are left out", file=sys.stderr)
     if len(own) < MIN_CHECKS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -33,5 +34,8 @@ def open_baseline(method: str, student: Artifact, num_threads: int, k: int, **op
 
 def apart(build: Callable[..., T], *arguments: Any) -> T:
     """What `build` returns, called in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(build, *arguments).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(build, *arguments).result()
+    except BrokenProcessPool:
+        raise MemoryError(f"the process of {build.__module__} ended without a word, most likely for want of memory") from None

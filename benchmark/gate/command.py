@@ -17,6 +17,7 @@ from benchmark.gate.config import GateSection
 from benchmark.gate.explain import figures, junit, markdown, text
 from benchmark.gate.measure import GateError, Side
 from benchmark.gate.revision import NoGate, UsageError, checked_out, checkout_name, exported, python_of, require_gate, resolve
+from benchmark.gate.worker import K
 from export.config import ExportSection
 from foundation import console
 from foundation.artifact import MANIFEST, Artifact, Unavailable, load, write_atomically
@@ -69,7 +70,8 @@ def check_latency(
         users = sequences.evaluated_users
         histories = [sequences.history(u, "test") for u in users]
         targets = sequences.targets(users, "test") if asked.student else None
-        head, base = _sides(asked, head_name, base_name, student, data, work, _options(export or ExportSection()))
+        options = _options(export or ExportSection(), drawn=not asked.student)
+        head, base = _sides(asked, head_name, base_name, student, data, work, options)
         console.say(f"measuring {head_name} against {base_name}: {section.groups} to {section.max_groups} groups of processes")
         with tempfile.TemporaryDirectory(dir=work) as folder:
             outcome = check(head, base, histories, targets, Path(folder), section)
@@ -88,9 +90,17 @@ def not_compared(error: Exception, head: str) -> Outcome:
     return Outcome(verdict, [], {}, str(error) or type(error).__name__, groups=0, seconds=0.0)
 
 
-def _options(export: ExportSection) -> list[str]:
-    """What of the recipe's export is not the default, as KEY=VALUE: a revision that does not know it is not asked in vain."""
+def _options(export: ExportSection, drawn: bool) -> list[str]:
+    """What of the recipe's export is not the default, as KEY=VALUE: a revision that does not know it is not asked in vain.
+
+    The gate asks for `K` items at least. A drawn checkpoint has no text to be asked for by, and no table of low rank for two
+    stages: its lists may differ from PyTorch's, not from one revision to the other.
+    """
     default, asked = ExportSection().of_graph(), export.of_graph()
+    asked["k"] = max(asked["k"], K)
+    if drawn:
+        asked["inputs"] = [name for name in asked["inputs"] if name != "query"]
+        asked["min_overlap"] = 0.0 if export.first_stage_dims else asked["min_overlap"]
     return [f"export.{name}={json.dumps(value)}" for name, value in asked.items() if value != default[name]]
 
 

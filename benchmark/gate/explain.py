@@ -15,7 +15,6 @@ _ADVICE = {
     Verdict.FAIL: "over a budget; find what made it so, or raise the budget with a reason in the commit",
     Verdict.UNCLEAR: "not settled by as many processes as allowed; this is a warning and no failure: run it again, or look",
     Verdict.UNFIT: "this machine cannot judge now; run it again, or on a quieter one",
-    Verdict.NO_BASE: "nothing is compared; this is a warning and no failure",
 }
 _WORDS = {Finding.WITHIN: "ok", Finding.SLOWER: "FAIL", Finding.UNCLEAR: "?"}
 
@@ -56,7 +55,7 @@ def text(outcome: Outcome, head: str, base: str) -> str:
     if outcome.overlap is not None:
         shown += [f"  top-20 lists of head and base have {outcome.overlap:.1%} of their items in common"]
     shown += [f"  {outcome.groups} groups of three fresh processes, {outcome.seconds:.0f} s"]
-    because = f" ({outcome.reason})" if outcome.reason and outcome.verdict is Verdict.UNFIT else ""
+    because = f" ({outcome.reason})" if outcome.reason else ""
     return "\n".join([*shown, f"{outcome.verdict.name}: {_ADVICE[outcome.verdict]}{because}"])
 
 
@@ -64,7 +63,7 @@ def markdown(outcome: Outcome, head: str, base: str) -> str:
     """The same as a table."""
     rows = [f"| {line.metric} | {line.word} | {line.found} | {line.allowed} | {line.note} |" for line in lines(outcome)]
     table = "\n".join(["| metric | | head / base | allowed | |", "|---|---|---|---|---|", *rows])
-    advice = _ADVICE[outcome.verdict] if outcome.groups else "nothing could be compared"
+    advice = _ADVICE[outcome.verdict] if outcome.groups else "nothing was compared"
     return f"### Latency gate: {outcome.verdict.name}\n\n`{head}` against `{base}`. {advice}.\n\n{table}\n"
 
 

@@ -1,6 +1,7 @@
 """What distillation brings on a dataset, written to docs/results/distill-DATASET.json.
 
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
+    curves     validation epoch by epoch, and by slice, on test, where the teacher and who learnt from it differ from control-text
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
@@ -36,7 +37,7 @@ from benchmark.environment import environment
 from benchmark.report import speed_histories
 from benchmark.runner import failure, measure, round_ratios, typical
 from benchmark.worker import Job
-from distill.evaluation import kept_ranks
+from distill.evaluation import kept_history, kept_ranks
 from distill.llm import llm_folder, read_config
 from distill.teacher import new_teacher, save_teacher
 from export.onnx_graph import build_onnx
@@ -45,6 +46,7 @@ from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
 from recdistill.recipe import Recipe, of_folder
 from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
+from recommender.slices import slices
 from recommender.student import WEIGHTS, load_student
 
 ARMS = ("control-id", "control-text", ENSEMBLE, "teacher", "student")
@@ -141,6 +143,30 @@ def _same(values: list[str]) -> str:
     if len(set(values)) > 1:
         raise SystemExit(f"the runs were judged on different targets: {', '.join(sorted(set(values)))}")
     return values[0]
+
+
+# --- curves
+
+
+def curves(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """NDCG@10 on validation after every epoch of every arm and seed; and paired differences in each slice of test's users."""
+    seeds, in_slice = pipeline.recipe.seeds, slices(pipeline.sequences)
+    kept = {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in seeds] for arm in ARMS}
+    value = {arm: np.mean([ndcg(kept_ranks(one, "test"), 10) for one in kept[arm]], axis=0) for arm in ARMS}
+    pairs = [("teacher", "control-text"), ("student", "control-text"), (ENSEMBLE, "control-text"), ("student", ENSEMBLE)]
+    return {
+        "learning_curves": {
+            arm: [[epoch["validation_ndcg_at_10"] for epoch in kept_history(one)] for one in own] for arm, own in kept.items()
+        },
+        "slices": {name: int(mask_U.sum()) for name, mask_U in in_slice.items()},
+        "comparisons_by_slice": {
+            f"{new} over {old}": {
+                name: paired_relative_difference(value[new][mask_U], value[old][mask_U], family=len(in_slice))
+                for name, mask_U in in_slice.items()
+            }
+            for new, old in pairs
+        },
+    }
 
 
 # --- ablation
@@ -248,6 +274,7 @@ def _untrained(pipeline: Pipeline, out: Path) -> Artifact:
 
 PHASES: dict[str, Callable[[argparse.Namespace, Pipeline], dict[str, Any]]] = {
     "accuracy": accuracy,
+    "curves": curves,
     "ablation": ablation,
     "speed": speed,
 }

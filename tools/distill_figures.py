@@ -1,7 +1,7 @@
 """What distillation brings on a dataset, written to docs/results/distill-DATASET.json.
 
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
-    curves     validation epoch by epoch, and by slice, on test, where the teacher and who learnt from it differ from control-text
+    curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 

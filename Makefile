@@ -38,8 +38,12 @@ data: setup ## import and validate the data
 teacher: setup ## fine-tune the LLM, train the controls, audit the teacher
 	$(RECDISTILL) teacher $(OPTIONS)
 
-distill: setup ## the main job: data, teacher, audit, controls, distilled student, result table (JOBS=N arms side by side, on a GPU)
-	$(RECDISTILL) distill $(OPTIONS) $(if $(JOBS),--jobs $(JOBS))
+$(VENV)/.tensorboard: $(VENV)/.installed
+	tools/install.sh $(VENV) tensorboard
+	touch $@
+
+distill: setup $(if $(TENSORBOARD),$(VENV)/.tensorboard) ## the main job: data, teacher, audit, controls, distilled student, result table (JOBS=N arms side by side, on a GPU; TENSORBOARD=DIR)
+	$(RECDISTILL) distill $(OPTIONS) $(if $(JOBS),--jobs $(JOBS)) $(if $(TENSORBOARD),--tensorboard "$(TENSORBOARD)")
 
 quantize: setup ## int8 and 4-bit variants of student and teacher, each judged on ranking
 	$(RECDISTILL) quantize $(OPTIONS)

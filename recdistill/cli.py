@@ -215,6 +215,7 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
     pipeline = _torch_pipeline(arguments)
     seeds, audits = pipeline.recipe.seeds, {}
+    console.say(f"the student is {pipeline.recipe.lesson}")
     if arguments.jobs > 1:
         from recdistill.parallel import distill_tasks, make_side_by_side
 

@@ -12,6 +12,7 @@ from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
 from distill.config import DistillSection, ItemEncoderSection, Regularisers, TargetsSection, TeacherSection, TextSection
 from distill.objectives.config import MiniLmOptions, states_needed, weights_of
+from distill.regularisers.config import OPTIONS as REGULARISERS
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section, slug
 from quantize.config import QuantizeSection
@@ -127,6 +128,17 @@ class Recipe(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
         return self
+
+    @property
+    def lesson(self) -> str:
+        """Who teaches the student, and what it learns, with their weights: what is left of a recipe and its bases."""
+        shares = [
+            {who: weight for who, weight in self.targets.members.items() if weight},
+            {"label": self.distill.label_weight, **weights_of(self.distill.objectives)},
+            {name: REGULARISERS[name].model_validate(own).weight for name, own in self.regularisers.items()},
+        ]
+        taught, learnt, beside = (", ".join(f"{name} {weight:g}" for name, weight in own.items() if weight) for own in shares)
+        return f"taught by {taught}; learns {learnt}" + (f"; beside it {beside}" if beside else "")
 
     @property
     def relation_heads(self) -> int:

@@ -152,6 +152,19 @@ def test_base_is_overridden_key_by_key(tmp_path: Path) -> None:
     assert (recipe.student.hidden_size, recipe.student.dropout) == (16, 0.5)
 
 
+def test_the_lesson_is_what_is_left_of_a_recipe_and_its_bases(tmp_path: Path) -> None:
+    objective, member = "objectives = { forward_kl = { weight = 1.0 } }", "members = { teacher = 2.0 }"
+    write(tmp_path, f'name = "x"\n[data]\n[distill]\n{objective}\n[targets]\n{member}\n', "base.toml")
+    objective, member = "objectives = { rrd = { weight = 0.05 } }", "members = { control-text = 1.0 }"
+    text = f'base = "base.toml"\n[distill]\nlabel_weight = 0.2\n{objective}\n[regularisers.fgm]\n[targets]\n{member}\n'
+    own = write(tmp_path, text)
+    assert load_recipe(Recipe, own).lesson == (
+        "taught by teacher 2, control-text 1; learns label 0.2, forward_kl 1, rrd 0.05; beside it fgm 0.1"
+    )
+    fewer = ["distill.objectives.forward_kl.weight=0.0", "targets.members.teacher=0.0", "regularisers.fgm.weight=0.0"]
+    assert load_recipe(Recipe, own, fewer).lesson == "taught by control-text 1; learns label 0.2, rrd 0.05"
+
+
 def test_circular_base(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="circle"):
         load_recipe(Recipe, write(tmp_path, 'base = "r.toml"\nname = "x"\n[data]\n'))

@@ -28,8 +28,8 @@ class BenchmarkSection(Section):
     )
     endpoint: str = Field(
         default="",
-        pattern=r"^$|^[^/\s]+:\d+$",
-        description="HOST:PORT of a Triton server (gRPC) that serves export.triton.name",
+        pattern=r"^$|^(https?://)?[^/\s]+:\d+$",
+        description="a server of export.triton.name: HOST:PORT of Triton (gRPC), or http://HOST:PORT (Open Inference Protocol)",
     )
     timeout_s: float = Field(
         default=300.0, gt=0, description="a process that has finished no step (a load, a batch of users) for so long has failed"

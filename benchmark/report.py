@@ -44,7 +44,7 @@ class Row:
     missing: str = ""
     broken: bool = False  # because something failed, not because this machine lacks what it needs
     runtime: str = "onnxruntime"  # of a graph or a student
-    endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
+    endpoint: str = ""  # of a server that answers instead: HOST:PORT/MODEL or http://…
     graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
 
 

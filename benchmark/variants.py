@@ -46,12 +46,15 @@ def open_variant(
 
 
 def open_endpoint(artifact: Artifact, endpoint: str) -> Opened:
-    """A Triton server at HOST:PORT/MODEL; the artefact is the graph it serves, and says what its items are called."""
+    """A server at HOST:PORT/MODEL (Triton's gRPC) or http://HOST:PORT/MODEL; the artefact is the graph that it serves."""
+    from recommender.runtimes.open_inference import OpenInferenceRecommender
     from recommender.runtimes.triton import TritonRecommender
 
-    url, model = endpoint.rsplit("/", 1)
-    served = TritonRecommender(url, model, artifact.file(ITEM_IDS).parent)
-    return Opened(served, "triton remote", "served", artifact.metrics["num_parameters"], remote=True)
+    (url, model), folder = endpoint.rsplit("/", 1), artifact.file(ITEM_IDS).parent
+    over_http = url.startswith(("http://", "https://"))
+    served = (OpenInferenceRecommender if over_http else TritonRecommender)(url, model, folder)
+    runtime = "http remote" if over_http else "triton remote"
+    return Opened(served, runtime, "served", artifact.metrics["num_parameters"], remote=True)
 
 
 def _open(artifact: Artifact, num_threads: int, runtime: str, k: int, options: Mapping[str, Any]) -> Opened:

@@ -47,7 +47,7 @@ class Job:
     top: str = ""  # … and put the lists here (.npy of int64[U, K])
     runtime: str = "onnxruntime"  # of a graph or a student
     graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
-    endpoint: str = ""  # HOST:PORT/MODEL of a server that answers instead
+    endpoint: str = ""  # of a server that answers instead: HOST:PORT/MODEL or http://…
     ceiling: bool = False  # measure the machine instead of a variant
     full_depth_llm: str = ""  # measure the teacher's LLM at full depth instead
     drawn: dict[str, Any] = field(default_factory=dict)  # draw a graph over a larger catalogue instead (`catalogue.draw`)

@@ -1,7 +1,4 @@
-"""A graph behind Triton Inference Server, over gRPC: the same contract as a graph in this process, by URL.
-
-`recommend_ids` speaks the ids of the catalogue. Histories are padded to few lengths, for Triton batches only equal ones.
-"""
+"""A graph behind Triton Inference Server, over gRPC."""
 
 from __future__ import annotations
 
@@ -11,16 +8,12 @@ from typing import Any
 import numpy as np
 
 from foundation.artifact import Unavailable
-from recommender.ranking import pad_left
-from recommender.runtimes.base import HISTORY, INPUTS, OUTPUTS, GraphRecommender
-
-_LENGTHS = (50, 200, 1000)  # longer histories travel as they are
+from recommender.runtimes.base import HISTORY, INPUTS, OUTPUTS
+from recommender.runtimes.remote import RemoteRecommender
 
 
-class TritonRecommender(GraphRecommender):
+class TritonRecommender(RemoteRecommender):
     """A model of a server; `folder` is its folder in the model repository, or any other with its item_ids.json."""
-
-    device, precision = "remote", "the server's"
 
     def __init__(self, url: str, model: str, folder: Path, timeout_s: float = 5.0) -> None:
         super().__init__(folder / model)
@@ -38,27 +31,7 @@ class TritonRecommender(GraphRecommender):
         self.inputs = {entry.name: entry.dims[0] for entry in config.config.input if entry.name in INPUTS - {HISTORY}}
         self.max_batch_size = config.config.max_batch_size
 
-    def run(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        batch, parts = len(feeds[HISTORY]), []
-        for start in range(0, batch, self.max_batch_size):
-            parts.append(self._request({name: feed[start : start + self.max_batch_size] for name, feed in feeds.items()}))
-        index_BK, score_BK = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return index_BK, score_BK
-
-    def recommend_ids(self, histories: list[list[str]], k: int) -> list[list[tuple[str, float]]]:
-        """(item id, score) of the top `k` for each history of ids, oldest first; unknown ids are skipped."""
-        item_ids = self.item_ids()
-        index_of = {item_id: number for number, item_id in enumerate(item_ids, 1)}
-        known = [np.array([index_of[item_id] for item_id in history if item_id in index_of], int) for history in histories]
-        longest = max((len(history) for history in known), default=0)
-        length = next((size for size in _LENGTHS if longest <= size), longest)
-        index_BK, score_BK = self.recommend(pad_left(known, length), k)
-        return [
-            [(item_ids[index - 1], float(score)) for index, score in zip(*row, strict=True) if index]
-            for row in zip(index_BK, score_BK, strict=True)
-        ]
-
-    def _request(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def request(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         inputs = []
         for name, feed in feeds.items():
             inputs.append(self.client.InferInput(name, list(feed.shape), "FP32" if feed.dtype == np.float32 else "INT64"))

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 from benchmark.accuracy import ALL
 
@@ -26,17 +26,19 @@ def pareto(rows: Rows) -> str:
     shown = [row for row in rows if row.get("latency_p50_s") and "ndcg_at_10" in row]
     figure, axes = _axes(height=3.8)
     largest = max((row["artifact_bytes"] or 0 for row in shown), default=0) or 1
-    for row in shown:
+    areas = {row["variant"]: 12 + 900 * (row["artifact_bytes"] or 0) / largest for row in shown}
+    for row in sorted(shown, key=lambda row: -areas[row["variant"]]):  # the small ones on top
         x, y = row["latency_p50_s"] * 1e3, row["ndcg_at_10"]
         low, high = row["ndcg_at_10_ci95"]
         colour = colour_of(row["variant"])
         axes.errorbar(x, y, [[y - low], [high - y]], color=colour, alpha=0.35, linewidth=1)
-        axes.scatter(x, y, s=12 + 900 * (row["artifact_bytes"] or 0) / largest, color=colour, alpha=0.55, linewidths=0)
+        axes.scatter(x, y, s=areas[row["variant"]], color=colour, alpha=0.55, linewidths=0)
     front = _front([(row["latency_p50_s"] * 1e3, row["ndcg_at_10"]) for row in shown])
     axes.plot([x for x, _ in front], [y for _, y in front], color="#9ca3af", linewidth=1, linestyle="--", zorder=0)
     axes.set(xscale="log", xlabel="latency of one request, median, ms", ylabel="NDCG@10 (95% interval)")
     axes.margins(x=0.15, y=0.12)
-    _label(figure, axes, {row["variant"]: (row["latency_p50_s"] * 1e3, row["ndcg_at_10"]) for row in shown})
+    points = {row["variant"]: (row["latency_p50_s"] * 1e3, row["ndcg_at_10"]) for row in shown}
+    _label(figure, axes, points, {name: area**0.5 / 2 for name, area in areas.items()})
     return _svg(figure)
 
 
@@ -65,6 +67,8 @@ def batches(rows: Rows) -> str:
         axes.plot(sizes, sizes / np.median(call_RS, axis=0), label=row["variant"], linewidth=1.3, **styles.of(row["variant"]))
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="histories/s")
     axes.set_xticks(_POWERS, [str(size) for size in _POWERS], minor=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.minorticks_off()
     _legend_below(axes)
     return _svg(figure)
@@ -154,14 +158,15 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """A name beside every point, each where it covers no other name."""
+def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], radius_of: Mapping[str, float]) -> None:
+    """A name beside every bubble (radii in points), each where it covers no other name."""
     figure.draw_without_rendering()
     taken: list[tuple[float, float, float, float]] = []
     for name, point in sorted(points.items(), key=lambda entry: entry[1][1]):
         x, y = axes.transData.transform(point) * 72 / figure.dpi
         width, height = 4.6 * len(name), 9.0
-        places = [(dx, dy) for dy in (4, -12, 16, -24, 28, -36, 40) for dx in (6, -width - 6)]
+        beside = radius_of[name] + 3
+        places = [(dx, dy) for dy in (-3, 9, -15, 21, -27, 33, -39, 45, -51) for dx in (beside, -width - beside)]
         boxes = [(dx, dy, (x + dx, y + dy, x + dx + width, y + dy + height)) for dx, dy in places]
         dx, dy, box = next((entry for entry in boxes if not any(_overlap(entry[2], other) for other in taken)), boxes[0])
         taken.append(box)

@@ -215,7 +215,9 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_desk(tmp_path: Path, width: int)
 def test_it_prints(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(to_html(REPORT, SAMPLES))
     browse(tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 8
 
 
 def browse(folder: Path, *options: str) -> None:

@@ -32,9 +32,10 @@ COMPARISONS = (
     ("student", "teacher"),
     ("student-int8", "student"),
     ("student-int4", "student"),
+    ("student-int8-qdq", "student"),
     ("student-openvino", "student"),
     ("student-trt", "student"),
-    *((f"student-{served}", "teacher") for served in ("int8", "int4", "openvino", "trt")),
+    *((f"student-{served}", "teacher") for served in ("int8", "int4", "int8-qdq", "openvino", "trt")),
     ("teacher-int8", "teacher"),
     ("teacher-nf4", "teacher"),
 )
@@ -45,7 +46,7 @@ STAGE_BEFORE = {
     "teacher": "control-text",
     "student": "teacher",
     **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),
-    **dict.fromkeys(("student-int8", "student-int4", "student-trt"), "student"),
+    **dict.fromkeys(("student-int8", "student-int4", "student-int8-qdq", "student-trt"), "student"),
     **dict.fromkeys(("teacher-int8", "teacher-nf4"), "teacher"),
 }
 ALL = "all users"
@@ -81,7 +82,15 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
     return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
 
 
-COMPRESSED = ("student-openvino", "student-int8", "student-int4", "student-trt", "teacher-int8", "teacher-nf4")
+COMPRESSED = (
+    "student-openvino",
+    "student-int8",
+    "student-int4",
+    "student-int8-qdq",
+    "student-trt",
+    "teacher-int8",
+    "teacher-nf4",
+)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
         )
     if timed := latency_cells(report["rows"]):
-        parts.append("A request at a time; in brackets the bound that LoadGen's early stopping gives, at 99% confidence")
+        parts.append("A request at a time; in brackets LoadGen's early-stopping bound in the worst round, at 99% confidence")
         parts.append(_table(timed))
     if lines := headlines(report["rows"]):
         parts.append("What compression changed:\n\n" + "\n".join(f"- {line.text}" for line in lines))

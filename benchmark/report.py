@@ -244,10 +244,10 @@ def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _estimates(own: list[dict[str, Any]]) -> dict[str, float]:
-    """LoadGen's early-stopping estimates, medians over the rounds that had requests enough for one."""
+    """LoadGen's early-stopping estimates, of the worst of the rounds that had requests enough for one."""
     names = sorted({name for result in own for name in result["latency_estimates_s"]})
     rounds = {name: [r["latency_estimates_s"][name] for r in own if name in r["latency_estimates_s"]] for name in names}
-    return {name: float(np.median(values)) for name, values in rounds.items()}
+    return {name: max(values) for name, values in rounds.items()}
 
 
 def _full_depth(own: list[dict[str, Any]], llm: Artifact) -> dict[str, Any]:

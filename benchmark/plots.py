@@ -159,14 +159,16 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], radius_of: Mapping[str, float]) -> None:
-    """A name beside every bubble (radii in points), each where it covers no other name."""
+    """A name beside every bubble (radii in points), each where it covers no other name and no large bubble."""
     figure.draw_without_rendering()
-    taken: list[tuple[float, float, float, float]] = []
+    centres = {name: axes.transData.transform(point) * 72 / figure.dpi for name, point in points.items()}
+    large = {name: radius for name, radius in radius_of.items() if radius > 4}
+    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in ((centres[name], radius) for name, radius in large.items())]
     for name, point in sorted(points.items(), key=lambda entry: entry[1][1]):
-        x, y = axes.transData.transform(point) * 72 / figure.dpi
-        width, height = 4.6 * len(name), 9.0
-        beside = radius_of[name] + 3
-        places = [(dx, dy) for dy in (-3, 9, -15, 21, -27, 33, -39, 45, -51) for dx in (beside, -width - beside)]
+        x, y = centres[name]
+        width, height, beside = 4.6 * len(name), 9.0, radius_of[name] + 3
+        sides = [(dx, dy) for dy in (-3, 9, -15, 21, -27, 33, -39, 45, -51, 57) for dx in (beside, -width - beside)]
+        places = [*sides[:2], (-width / 2, beside), (-width / 2, -beside - height), *sides[2:]]
         boxes = [(dx, dy, (x + dx, y + dy, x + dx + width, y + dy + height)) for dx, dy in places]
         dx, dy, box = next((entry for entry in boxes if not any(_overlap(entry[2], other) for other in taken)), boxes[0])
         taken.append(box)

@@ -19,9 +19,9 @@ from benchmark.ceiling import measure_ceilings, operations_in_torch, operations_
 from benchmark.config import BenchmarkSection
 from benchmark.gpu import Meter
 from benchmark.markdown import to_markdown
-from benchmark.report import Row, build_report, comparisons
+from benchmark.report import Row, _estimates, build_report, comparisons
 from benchmark.runner import _ended, failure, measure, round_ratios, run_process
-from benchmark.worker import WATCH, Job
+from benchmark.worker import WATCH, Job, NoNumbers, _Checked
 from distill.train_student import build_student
 from export.graph import ServingGraph
 from export.onnx_graph import serving_model
@@ -190,6 +190,26 @@ def test_report_keeps_failed_rows_and_measures_the_rest(popularity: Artifact, da
     assert "ndcg_at_10" not in bad
     assert "latency_p50_s" not in bad
     assert "failed:" in to_markdown(report)
+
+
+def test_scores_that_are_nan_are_seen_where_lists_look_whole() -> None:
+    class Served:
+        def __init__(self, score: float) -> None:
+            self.score = score
+
+        def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.tile(np.arange(1, k + 1), (len(history_BL), 1)), np.full((len(history_BL), k), self.score, np.float32)
+
+    steps: list[int] = []
+    _Checked(Served(-np.inf), lambda: steps.append(1)).recommend(HISTORIES, 5)
+    assert steps == [1]
+    with pytest.raises(NoNumbers, match="NaN for 100 of 100"):
+        _Checked(Served(np.nan), lambda: steps.append(1)).recommend(HISTORIES, 5)
+
+
+def test_the_bound_of_a_percentile_is_that_of_the_worst_round() -> None:
+    rounds = [{"latency_estimates_s": own} for own in ({"p90": 0.2, "p99": 0.5}, {"p90": 0.3}, {"p90": 0.1})]
+    assert _estimates(rounds) == {"p90": 0.3, "p99": 0.5}  # what all samples together have is no more
 
 
 def test_what_cannot_be_made_is_a_row_that_says_why() -> None:

@@ -65,8 +65,7 @@ verify: setup ## do all runtimes here rank as PyTorch does?
 	$(RECDISTILL) export verify $(OPTIONS)
 
 $(VENV)/.openvino: $(VENV)/.installed
-	tools/install.sh $(VENV) openvino || echo "OpenVINO cannot be installed here: its row will say so" >&2
-	touch $@
+	if tools/install.sh $(VENV) openvino; then touch $@; else echo "OpenVINO cannot be installed here: its row will say so" >&2; fi
 
 bench: $(VENV)/.tensorrt $(VENV)/.openvino ## accuracy, latency, throughput and memory of every variant, one report (QUICK=1: a first look)
 	$(RECDISTILL) bench $(OPTIONS) $(if $(QUICK),--quick)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+
+from export.config import GraphInput
+from foundation.artifact import Artifact, Draft, make
+from recommender.runtimes.base import GRAPH, ITEM_IDS
 
 NUM_ITEMS = 60
 
@@ -57,3 +62,23 @@ def write_tiny_llm(folder: Path, architecture: str = "llama", num_layers: int = 
     AutoModel.from_config(configs[architecture]()).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     return folder
+
+
+def make_served_graph(out: Path, num_items: int, k: int, inputs: list[GraphInput]) -> Artifact:
+    """A random student's graph as an "onnx" artefact, for servers: items are called sku-1, sku-2, …"""
+    import torch
+
+    from export.graph import ServingGraph
+    from export.onnx_graph import write_graph
+    from recommender.config import StudentSection
+    from recommender.student import Student
+
+    def build(draft: Draft) -> None:
+        torch.manual_seed(0)
+        section = StudentSection(hidden_size=16, num_layers=1, max_length=10)
+        student = Student(section, num_items, torch.randn(num_items + 1, 6)).eval()
+        write_graph(ServingGraph(student, k), inputs, 21, "", draft.path / GRAPH)
+        (draft.path / ITEM_IDS).write_text(json.dumps([f"sku-{number}" for number in range(1, num_items + 1)]))
+        draft.metrics["num_parameters"] = student.num_parameters
+
+    return make(out, "onnx", recipe={}, inputs={}, build=build)

@@ -11,20 +11,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
 
 from benchmark.config import BenchmarkSection
 from benchmark.runner import run_process
 from benchmark.worker import Job
-from export.graph import ServingGraph
-from export.onnx_graph import write_graph
-from foundation.artifact import Artifact, Unavailable, make
-from recommender.config import StudentSection
+from foundation.artifact import Artifact, Unavailable
 from recommender.ranking import top_k
-from recommender.runtimes.base import GRAPH, ITEM_IDS
+from recommender.runtimes.base import GRAPH
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.runtimes.open_inference import OpenInferenceRecommender
-from recommender.student import Student
+from tests.constructed import make_served_graph
 
 NUM_ITEMS, K = 90, 12
 _NUMPY = {"INT64": np.int64, "FP32": np.float32}
@@ -102,15 +98,7 @@ def finite(values: list[float]) -> list[float | None]:
 
 @pytest.fixture(scope="module", params=[[], ["exclude", "query"]], ids=["plain", "asked"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    def build(draft) -> None:
-        torch.manual_seed(0)
-        section = StudentSection(hidden_size=16, num_layers=1, max_length=10)
-        student = Student(section, NUM_ITEMS, torch.randn(NUM_ITEMS + 1, 6)).eval()
-        write_graph(ServingGraph(student, K), request.param, 21, "", draft.path / GRAPH)
-        (draft.path / ITEM_IDS).write_text(json.dumps([f"sku-{number}" for number in range(1, NUM_ITEMS + 1)]))
-        draft.metrics["num_parameters"] = student.num_parameters
-
-    return make(tmp_path_factory.mktemp("onnx") / "g", "onnx", recipe={}, inputs={}, build=build)
+    return make_served_graph(tmp_path_factory.mktemp("onnx") / "g", NUM_ITEMS, K, request.param)
 
 
 def test_it_answers_as_the_graph_does(exported: Artifact) -> None:

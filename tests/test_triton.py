@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -17,15 +16,12 @@ from benchmark.config import BenchmarkSection
 from benchmark.runner import run_process
 from benchmark.worker import Job
 from export.config import ExportSection, TritonSection
-from export.graph import ServingGraph
-from export.onnx_graph import write_graph
 from export.triton import TritonError, build_repository, check_model, model_config, signature_of
 from foundation.artifact import Artifact, Unavailable, make
-from recommender.config import StudentSection
-from recommender.runtimes.base import GRAPH, ITEM_IDS
+from recommender.runtimes.base import GRAPH
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.runtimes.triton import TritonRecommender
-from recommender.student import Student
+from tests.constructed import make_served_graph
 from tests.triton_server import Server
 
 NUM_ITEMS, K = 90, 12
@@ -34,17 +30,7 @@ SECTION = TritonSection(name="shop", max_batch_size=8, version=3)
 
 @pytest.fixture(scope="module", params=[[], ["exclude", "query"]], ids=["plain", "asked"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    import torch
-
-    def build(draft) -> None:
-        torch.manual_seed(0)
-        section = StudentSection(hidden_size=16, num_layers=1, max_length=10)
-        student = Student(section, NUM_ITEMS, torch.randn(NUM_ITEMS + 1, 6)).eval()
-        write_graph(ServingGraph(student, K), request.param, 21, "", draft.path / GRAPH)
-        (draft.path / ITEM_IDS).write_text(json.dumps([f"sku-{number}" for number in range(1, NUM_ITEMS + 1)]))
-        draft.metrics["num_parameters"] = student.num_parameters
-
-    return make(tmp_path_factory.mktemp("onnx") / "g", "onnx", recipe={}, inputs={}, build=build)
+    return make_served_graph(tmp_path_factory.mktemp("onnx") / "g", NUM_ITEMS, K, request.param)
 
 
 @pytest.fixture

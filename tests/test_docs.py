@@ -1,0 +1,111 @@
+"""What the documentation says is what the files say: links, targets, the map, and the figures that were copied from results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.markdown import to_markdown
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs/results"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def flat(page: Path) -> str:
+    """The page with every run of white space as one space: where lines break says nothing."""
+    return " ".join(text_of(page).split())
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def percent(own: dict[str, Any]) -> str:
+    low, high = own["ci95"]
+    return f"{100 * own['relative']:+.1f}% [{100 * low:+.1f}%, {100 * high:+.1f}%]"
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name) if name else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
+
+
+@pages
+def test_targets_that_are_named_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    lines = re.findall(r"(?:^    |`)make ((?:[a-z][a-z-]*(?: |`|$))+)", text_of(page), re.MULTILINE)
+    assert {word for line in lines for word in line.strip("` ").split()} <= targets
+
+
+def test_the_map_names_files_that_exist() -> None:
+    for folder, told in re.findall(r"^\| `(\w+)/` \| (.+) \|$", text_of(ROOT / "README.md"), re.MULTILINE):
+        for name in re.findall(r"`(\w+\.py|\w+/)`", told):
+            assert (ROOT / folder / name).exists(), f"{folder}/{name}"
+
+
+def test_ml_100k_is_told_as_it_was_measured() -> None:
+    told = to_markdown(result("ml-100k.json"))
+    assert text_of(RESULTS / "ml-100k.md") == told
+    assert told.split("\n\n")[0] in text_of(ROOT / "README.md")
+
+
+def of_games() -> Iterator[str]:
+    measured = result("distill-amazon18-games.json")
+    for arm, own in measured["arms"].items():
+        low, high = (f"{end:.4f}"[1:] for end in own["ndcg_at_10_ci95"])
+        hr = f"{own['hr_at_10']:.4f}"[1:]
+        label = {"teacher": "teacher (4 layers, full tuning)"}.get(arm, arm)
+        over = measured["comparisons"].get(f"{arm} over control-text")
+        told = f"{percent(over)} " if over else ""
+        yield f"| {label} | {own['ndcg_at_10']:.4f}".replace("0.", ".", 1) + f" [{low}, {high}] | {hr} | {told}|"
+
+
+@pytest.mark.parametrize("line", of_games())
+def test_games_is_told_as_it_was_measured(line: str) -> None:
+    assert line in flat(ROOT / "README.md")
+
+
+def of_gate() -> Iterator[str]:
+    ledger = result("gate.json")
+    tight = ledger["aa_tight"]
+    yield f"Of the {ledger['runs_planned']} runs that are planned {ledger['runs_done']} have been made"
+    for label, hog in (("identical sides, budget 1.05", "aa_idle"), ("beside other work", "aa_beside_hog")):
+        own, beside = ledger[hog], hog == "aa_beside_hog"
+        failed = sum(
+            run["verdict"] == "FAIL" and not run["slowdown"] and run["budget"] == 1.05 and run["hog"] == beside
+            for run in ledger["runs"]
+        )
+        yield f"| {label} | {own['runs']} | {failed} | {own['unfit'] + own['inconclusive']} |"
+    yield f"| identical sides, 1.02 | {tight['runs']} | {tight['false_alarms']} | {tight['unfit'] + tight['inconclusive']} |"
+    for own in ledger["planted"]:
+        label = "beside other work" if own["hog"] else f"{own['slowdown']:.0%} slower, {own['budget']}"
+        yield f"| {label} | {own['runs']} | {own['caught']} | {own['unfit'] + own['inconclusive']} |"
+
+
+@pytest.mark.parametrize("line", of_gate())
+def test_the_proof_of_the_gate_is_told_as_it_was_measured(line: str) -> None:
+    assert line in flat(ROOT / "docs/gate.md")

@@ -5,7 +5,7 @@ Lists are int64[S, U, K] (seeds, evaluated users, items), ranks int64[S, U]; per
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,31 +18,12 @@ from recommender.metrics import bootstrap_ci, hit_rate, ndcg, paired_relative_di
 from recommender.slices import slices
 from recommender.split import Sequences
 
-COMPARISONS = (
-    ("control-text", "control-id"),
-    ("control-tuned", "control-text"),
-    ("item-encoder", "control-text"),
-    ("teacher", "control-id"),
-    ("teacher", "control-text"),
-    ("student", "control-id"),
-    ("student", "control-text"),
-    ("student", "control-tuned"),
-    ("control-ensemble-kd", "control-text"),
-    ("student", "control-ensemble-kd"),
-    ("student", "teacher"),
-    ("student-int8", "student"),
-    ("student-int4", "student"),
-    ("student-int8-qdq", "student"),
-    ("student-openvino", "student"),
-    ("student-trt", "student"),
-    *((f"student-{served}", "teacher") for served in ("int8", "int4", "int8-qdq", "openvino", "trt")),
-    ("teacher-int8", "teacher"),
-    ("teacher-nf4", "teacher"),
-)
+CONTROLS = ("control-id", "control-text", "control-tuned", "control-ensemble-kd")
 STAGE_BEFORE = {
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
     "control-tuned": "control-text",
+    "item-encoder": "control-text",
     "teacher": "control-text",
     "student": "teacher",
     **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),
@@ -56,14 +37,22 @@ _K = 10
 def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Paired relative differences of NDCG@10 between variants, per-user means over the seeds that both have."""
     found = {}
-    for new, old in COMPARISONS:
-        if new not in ranks or old not in ranks:
-            continue
+    for new, old in _pairs(ranks):
         new_SU, old_SU = (ndcg(rank_SU, _K) for rank_SU in matched(ranks[new], ranks[old]))
         if difference := paired_relative_difference(new_SU.mean(axis=0), old_SU.mean(axis=0)):
             per_seed = new_SU.mean(axis=1) / np.maximum(old_SU.mean(axis=1), 1e-12) - 1
             found[f"{new} over {old}"] = {**difference, "per_seed": per_seed.tolist()}
     return found
+
+
+def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Every variant with the stage before it, teacher and student with every control, and what is served with the teacher."""
+    known = list(names)
+    to_controls = [(taught, control) for taught in ("teacher", "student") for control in CONTROLS]
+    before = [(name, STAGE_BEFORE[name]) for name in known if name in STAGE_BEFORE]
+    served = [(name, "teacher") for name in known if name.startswith("student")]
+    wanted = dict.fromkeys([*(p for p in before if p[0] in CONTROLS), *to_controls, *before, *served])
+    return [(new, old) for new, old in wanted if new in known and old in known]
 
 
 def matched(one_SX: np.ndarray, other_SX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +101,8 @@ def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
         if told:
             worst = min(told, key=lambda name: (not _lost(told[name]), told[name]["relative"]))
             text += f"; worst slice: {worst} {percent(told[worst])}"
+        if unknown := [name for name, value in own.items() if not value]:
+            text += f"; too few hits to tell: {', '.join(unknown)}"
         found.append(Headline(text, any(map(_lost, [own[ALL], *told.values()]))))
     return found
 
@@ -178,26 +169,33 @@ class Judge:
         }
 
     def drift(self, top_SUK: np.ndarray, rank_SU: np.ndarray, before_SUK: np.ndarray, before_SU: np.ndarray) -> dict[str, Any]:
-        """How lists differ from those of the stage before: common items, order, and paired NDCG@10, overall and by slice.
+        """How lists differ from those of the stage before: common items, order, paired NDCG@10 and HR@10, overall and by slice.
 
         A slice where too few users had a hit before says None: a ratio to almost nothing says nothing. What changed beyond
         accuracy is a difference, with its interval where every user has a value.
         """
         (top_SUK, before_SUK), (rank_SU, before_SU) = matched(top_SUK, before_SUK), matched(rank_SU, before_SU)
         pairs = list(zip(top_SUK, before_SUK, strict=True))
-        new_U, old_U = ndcg(rank_SU, _K).mean(axis=0), ndcg(before_SU, _K).mean(axis=0)
+        metrics = {"ndcg_at_10": ndcg, "hr_at_10": hit_rate}  # of one target a user: the latter is recall
         members = slices(self.sequences)
-        by_slice = {
-            name: paired_relative_difference(new_U[member_U], old_U[member_U], family=len(members))
-            for name, member_U in members.items()
-        }
+
+        def compared(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any]:
+            by_slice = {
+                name: paired_relative_difference(new_U[member_U], old_U[member_U], family=len(members))
+                for name, member_U in members.items()
+            }
+            return {ALL: paired_relative_difference(new_U, old_U), **by_slice}
+
         new, old = self._beyond(top_SUK), self._beyond(before_SUK)
         tau_SU = np.stack([beyond.kendall_tau(own, other) for own, other in pairs])
         return {
             "overlap": float(np.mean([beyond.overlap(own, other).mean() for own, other in pairs])),
             "rank_biased_overlap": float(np.mean([beyond.rank_biased_overlap(own, other).mean() for own, other in pairs])),
             "kendall_tau": None if np.isnan(tau_SU).all() else float(np.nanmean(tau_SU)),
-            "ndcg_at_10": {ALL: paired_relative_difference(new_U, old_U), **by_slice},
+            **{
+                name: compared(metric(rank_SU, _K).mean(axis=0), metric(before_SU, _K).mean(axis=0))
+                for name, metric in metrics.items()
+            },
             "beyond_accuracy": {
                 name: {
                     "difference": float((value - old[name]).mean()),

@@ -36,10 +36,14 @@ def measure_ceiling(device: str) -> dict[str, Any]:
 
     wait, sizes = torch.cuda.synchronize if device == "cuda" else lambda: None, _SIZES[device]
     rates = {}
-    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16), ("int8", torch.int8)):
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+    for name, dtype in (kinds | ({"tf32": torch.float32} if device == "cuda" else {})).items():
         product = torch._int_mm if dtype == torch.int8 else torch.mm
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         for size in sizes:
             one, other = ((torch.rand(size, size, device=device) * 9).to(dtype) for _ in range(2))
+            if dtype == torch.int8 and device == "cuda":
+                other = other.t()  # the layout that its kernels are for
             try:
                 seconds = _quickest(lambda product=product, one=one, other=other: product(one, other), wait)
             except (RuntimeError, NotImplementedError):
@@ -90,9 +94,9 @@ def share_of_limit(call_s: float, operations: int, num_bytes: int, precision: st
 
 
 def _computes_in(precision: str) -> str:
-    """`int8 weights, bf16` computes in bf16; int4 weights are multiplied as int8 (accuracy level 4)."""
+    """`int8 weights, bf16` computes in bf16; int4 weights are multiplied as int8 (accuracy level 4), and so is int8-qdq."""
     last = precision.split(", ")[-1]
-    return "int8" if last == "int4" else last
+    return "int8" if last in ("int4", "int8-qdq") else last
 
 
 def _quickest(run: Callable[[], Any], wait: Callable[[], Any]) -> float:

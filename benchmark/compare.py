@@ -77,6 +77,7 @@ class _Machine(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     versions: dict[str, str] = {}
+    sources_sha256: str | None = None
 
 
 class _Report(BaseModel):
@@ -116,6 +117,8 @@ def _warnings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     for name in sorted(libraries.keys() | others.keys()):
         if libraries.get(name) != others.get(name):
             found.append(f"{name}: {libraries.get(name, 'none')} and {others.get(name, 'none')}")
+    if one["environment"]["sources_sha256"] != other["environment"]["sources_sha256"]:
+        found.append("the reports were measured by different code of ours")
     if one.get("protocol") != other.get("protocol"):
         found.append("the reports were measured by different protocols")
     return found

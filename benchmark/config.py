@@ -17,7 +17,7 @@ class BenchmarkSection(Section):
     batch_size: int = Field(default=64, ge=1)
     k: int = Field(default=20, ge=10)
     single_s: float = Field(default=1.5, gt=0, description="a single-stream run lasts at least this long, and ten requests")
-    max_single_requests: int = Field(default=5000, ge=10, description="and ends after so many")
+    max_single_requests: int = Field(default=50_000, ge=10, description="and ends after so many, however long that took")
     offline_s: float = Field(default=1.5, gt=0, description="an offline run is as many histories as take about this long")
     server_s: float = Field(default=3.0, gt=0, description="each step of the search for the highest rate lasts this long")
     max_p99_s: float = Field(default=0.05, gt=0, description="the bound on p99 that a rate must hold")

@@ -5,8 +5,8 @@
     offline         all histories at once, answered in batches
 
 Latency counts from the instant a request was due, so that a stall delays every request it holds up (no coordinated omission).
-Percentiles are LoadGen's early-stopping estimates: the value that the true percentile does not exceed, at 99% confidence, given
-how many requests there were; None where there were too few. LoadGen-driven, which is not an MLPerf result.
+Of a single stream there are LoadGen's early-stopping estimates as well: what the true percentile does not exceed, at 99%
+confidence, given how many requests there were; None where there were too few. LoadGen-driven, which is not an MLPerf result.
 """
 
 from __future__ import annotations

@@ -70,20 +70,16 @@ def to_terminal(report: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if told := headlines(report["rows"]):
-        table += ["", "What compression changed:", *(f"  {line.text}" for line in told)]
+        table += ["", "What compression changed:", *(f"  {line.text}".replace("; too few", ";\n    too few") for line in told)]
     return "\n".join(table)
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables, comparisons and protocol."""
     parts = [_table(variant_cells(report["rows"]))]
-    full = report["full_depth_teacher"]
-    if "throughput_per_s" in full:
-        parts.append(
-            f"The teacher's LLM at full depth ({full['num_layers']} layers; untrained, for speed and parameters only) "
-            f"completes "
-            f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
-        )
+    if told := full_depth_sentence(report["full_depth_teacher"]):
+        parts.append(told)
+    parts += [f"Not measured: {line}." for line in not_measured(report)]
     if timed := latency_cells(report["rows"]):
         parts.append("A request at a time; in brackets LoadGen's early-stopping bound in the worst round, at 99% confidence")
         parts.append(_table(timed))
@@ -129,6 +125,21 @@ def ceiling_sentence(ceiling: Mapping[str, Any]) -> str:
         f"Of the limit: the time that matrix products or a copy of the weights would take at the best pace measured here "
         f"({'; '.join(devices)}), over the time of a call."
     )
+
+
+def full_depth_sentence(full: Mapping[str, Any]) -> str:
+    """What `x full depth` is against; empty where it was not measured."""
+    if "throughput_per_s" not in full:
+        return ""
+    return (
+        f"The teacher's LLM at full depth ({full['num_layers']} layers; untrained, for speed and parameters only) completes "
+        f"{full['throughput_per_s']:,.1f} histories/s ({full['precision']}) with {full['num_parameters']:,} parameters."
+    )
+
+
+def not_measured(report: Mapping[str, Any]) -> list[str]:
+    """What could not be measured beside the rows, and why."""
+    return [f"{name}: {why}" for name, why in report.get("not_measured", {}).items()]
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:

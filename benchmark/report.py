@@ -102,7 +102,7 @@ def build_report(
     sizes, not_drawn = sweep_jobs(student, section, draft.checkpoint) if section.full else ({}, {})
     results = measure(jobs | sizes, section, draft.checkpoint)
     swept = not_drawn | {name: results.pop(name) for name in sizes}
-    limits = _limits(results.pop(CEILING))
+    limits = _limits(results[CEILING])
     tops = _tops(runnable, results, data, section, draft)
     targets = sequences.targets(sequences.evaluated_users, "test")
     ranks = {name: np.stack([target_ranks(top_UK, targets) for top_UK in top_SUK]) for name, top_SUK in tops.items()}
@@ -120,16 +120,20 @@ def build_report(
         "training": {name: kept_history(artifact) for name, artifact in (trained or {}).items()},
         "full_depth_teacher": _full_depth(results.get(FULL_DEPTH, []), llm),
         "comparisons": comparisons(ranks),
+        "not_measured": _not_measured(results),
     }
     (draft.path / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
     (draft.path / "report.md").write_text(to_markdown(report), encoding="utf-8")
     samples_s = {
-        name: [s for result in own for s in result["latency_samples_s"]] for name, own in results.items() if not failure(own)
+        name: [s for result in own for s in result["latency_samples_s"]]
+        for name, own in results.items()
+        if name != CEILING and not failure(own)
     }
     (draft.path / "report.html").write_text(to_html(report, samples_s), encoding="utf-8")
     (draft.path / "raw_speed.json").write_text(json.dumps(results | swept))
-    failed = [row.variant for row in rows if row.broken] + [name for name, own in (results | swept).items() if failure(own)]
-    draft.metrics |= {"rows": len(rows), "failed": failed}
+    failed = [row.variant for row in rows if row.broken] + [name for name, own in results.items() if failure(own)]
+    too_large = [name for name, own in swept.items() if failure(own)]
+    draft.metrics |= {"rows": len(rows), "failed": failed, "failed_sizes": too_large}
 
 
 def speed_histories(sequences: Sequences, max_length: int, section: BenchmarkSection) -> np.ndarray:
@@ -202,13 +206,17 @@ def _shares(own: list[dict[str, Any]], figures: dict[str, Any], found: _Found) -
     variant, counted = figures["variant"], own
     if not own[0]["operations"][0] or variant.startswith("teacher-"):
         counted = found.results.get(STAGE_BEFORE.get(variant, ""), own)
-    limits = found.limits.get(figures["runtime"].split()[-1])
+    runtime, device = figures["runtime"].split()
+    limits = found.limits.get(device)
     if not limits or failure(counted) or not counted[0]["operations"][0]:
         return {}
     calls = {"single": figures["latency_p50_s"], "offline": found.section.batch_size / figures["throughput_per_s"]}
     operations = dict(zip(calls, counted[0]["operations"], strict=True))
+    # On a GPU both round the factors of fp32 products to TF32 unless they are told not to, which PyTorch does not.
+    rounded = device == "cuda" and runtime in ("onnxruntime", "tensorrt") and figures["precision"] == "fp32"
+    precision = "tf32" if rounded else figures["precision"]
     shares = {
-        name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], figures["precision"], limits)
+        name: share_of_limit(call_s, operations[name], figures["artifact_bytes"], precision, limits)
         for name, call_s in calls.items()
     }
     return {"operations": operations, "share_of_limit": shares}
@@ -226,7 +234,7 @@ def _speed_figures(own: list[dict[str, Any]]) -> dict[str, Any]:
         "latency_early_stopping_s": _estimates(own),
         "latency_samples": len(samples),
         "completed_histories": own[0]["completed_histories"],
-        **{name: [result[name] for result in own] for name in ("max_rate", "batches") if name in own[0]},
+        **{name: found for name in ("max_rate", "batches") if (found := [result[name] for result in own if result.get(name)])},
     }
 
 
@@ -241,6 +249,18 @@ def _limits(own: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for device, first in own[0].items()
     }
+
+
+def _not_measured(results: Results) -> dict[str, str]:
+    """What is of no row and could not be measured, and the parts of rows that could not, with the reason."""
+    whole = {name: why for name in (CEILING, FULL_DEPTH) if (why := failure(results.get(name, [])))}
+    parts = {
+        f"{name}, {part}": why
+        for name, own in results.items()
+        for result in own
+        for part, why in result.get("not_measured", {}).items()
+    }
+    return whole | parts
 
 
 def _estimates(own: list[dict[str, Any]]) -> dict[str, float]:

@@ -43,6 +43,7 @@ def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, 
     alive_file.touch()
     threads = str(section.num_threads)
     environ = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
+    environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts, whose memory and energy are read
     command = [sys.executable, "-m", "benchmark.worker", *map(str, (job_file, result_file, alive_file)), WATCH]
     with tempfile.TemporaryFile("w+") as said:
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said, "text": True}
@@ -84,7 +85,7 @@ def _ended(process: subprocess.Popen[str], alive_file: Path, patience_s: float) 
 def measure(jobs: Mapping[str, Job], section: BenchmarkSection, folder: Path) -> Results:
     """Results of every job, one per round; accuracy only in the first. What fails once is left out of later rounds.
 
-    Whole rounds are kept in `folder`, for the same jobs on the same machine, unless one failed: who comes again has mended it.
+    Whole rounds are kept in `folder`, for the same jobs, code and machine, unless one failed: who comes again has mended it.
     """
     names, kept_file = list(jobs), folder / "rounds.json"
     what = {"jobs": {name: asdict(job) for name, job in jobs.items()}, "environment": environment(section.num_threads)}

@@ -24,6 +24,7 @@ from benchmark.config import BenchmarkSection
 from benchmark.gpu import Meter
 from benchmark.variants import Opened, open_endpoint, open_full_depth, open_variant
 from foundation.artifact import load
+from foundation.failure import first_line
 from recommender.ranking import Recommender
 
 if TYPE_CHECKING:
@@ -141,18 +142,26 @@ def _speed(opened: Opened, job: Job, section: BenchmarkSection, alive: Callable[
     held.append(meter.process_bytes())
     alive()
     memory |= {"peak_gpu_bytes": _peak_gpu_bytes(), "gpu_process_bytes": max(filter(None, held), default=None)}
-    found = {
+    found: dict[str, Any] = {
         "latency_samples_s": single.sample_s.tolist(),
         "latency_estimates_s": single.estimate_s,
         "completed_histories": len(whole.sample_s),
         "throughput_per_s": whole.throughput_per_s,
         "joules_per_history": None if before_j is None or after_j is None else (after_j - before_j) / len(whole.sample_s),
         **memory,
-        "operations": [_operations(opened, history_NL[:batch], section) for batch in (1, size)],
+        "operations": [None, None],
     }
+    further: dict[str, Callable[[], Any]] = {}
     if section.full:
-        found |= {"max_rate": _max_rate(recommender, history_NL, whole.throughput_per_s, section, alive)}
-        found |= {"batches": _batches(recommender, history_NL, section, alive)}
+        further["max_rate"] = lambda: _max_rate(recommender, history_NL, whole.throughput_per_s, section, alive)
+        further["batches"] = lambda: _batches(recommender, history_NL, section, alive)
+    further["operations"] = lambda: [_operations(opened, history_NL[:batch], section) for batch in (1, size)]
+    for part, measured in further.items():
+        try:
+            found[part] = measured()
+        except Exception as error:  # what was measured before is worth no less
+            why = first_line(str(error), "no reason given")
+            found.setdefault("not_measured", {})[part] = f"{type(error).__name__}: {why}"
     return found
 
 
@@ -192,8 +201,9 @@ def _max_rate(
             rate_per_s=share * offline_per_s,
         )
         alive()
-        p99_s = load.percentile(99)
-        steps.append({"rate_per_s": share * offline_per_s, "p99_s": p99_s, "requests": len(load.sample_s)})
+        p50_s, p90_s, p99_s = map(load.percentile, (50, 90, 99))
+        latencies = {"p50_s": p50_s, "p90_s": p90_s, "p99_s": p99_s}
+        steps.append({"rate_per_s": share * offline_per_s, **latencies, "requests": len(load.sample_s)})
         if p99_s <= section.max_p99_s:
             held, low = share * offline_per_s, share
         else:
@@ -226,7 +236,7 @@ def _peak_rss_bytes() -> int:
 
 def _peak_gpu_bytes() -> int | None:
     torch = sys.modules.get("torch")
-    return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_available() else None
+    return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _end_with_the_parent() -> None:

@@ -14,11 +14,12 @@ from distill.device import rows_at_once
 from foundation.artifact import Artifact, Draft, opens
 from foundation.content import ONE_FILE
 from recommender.config import OptimSection
-from recommender.evaluate import evaluate
+from recommender.evaluate import batches_by_length, evaluate
 from recommender.metrics import ndcg, summary
 from recommender.ranking import Recommender, pad_left
 from recommender.split import Sequences
 
+_ROWS, _MAX_SCORES = 256, 1 << 26  # users at a time, and scores (256 MiB)
 RANKS, CURVE = "ranks.parquet", "training.parquet"
 
 
@@ -46,17 +47,15 @@ class Validator:
         users = sequences.evaluated_users
         if section.validation_users and section.validation_users < len(users):
             users = np.sort(np.random.default_rng(0).permutation(users)[: section.validation_users])
-        users = users[np.argsort(sequences.lengths[users], kind="stable")]
         self.histories = [sequences.history(u, "validation") for u in users]
         self.targets, self.max_length, self.device = sequences.targets(users, "validation"), max_length, device
 
     @torch.no_grad()
-    def __call__(self, last_hidden: nn.Module | Any, table_ID: Tensor, batch_size: int = 256) -> float:
+    def __call__(self, last_hidden: nn.Module | Any, table_ID: Tensor) -> float:
         """`last_hidden(history int64[B, L])` gives float[B, D]."""
-        ranks = []
-        for start in range(0, len(self.histories), batch_size):
-            rows = slice(start, start + batch_size)
-            history_BL = torch.from_numpy(pad_left(self.histories[rows])).to(self.device)
+        ranks, batch_size = [], max(min(_ROWS, _MAX_SCORES // len(table_ID)), 1)
+        for rows in batches_by_length([len(history) for history in self.histories], batch_size):
+            history_BL = torch.from_numpy(pad_left([self.histories[row] for row in rows])).to(self.device)
             target_B = torch.from_numpy(self.targets[rows]).long().to(self.device)
             score_BI = last_hidden(history_BL[:, -self.max_length :]).float() @ table_ID.float().T
             if not score_BI.isfinite().all():

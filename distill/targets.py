@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,20 +105,32 @@ def load_targets(artifact: Artifact, num_items: int) -> Targets:
     """Open what `build_targets` wrote, and check that it holds distributions over a catalogue of `num_items`."""
     index = json.loads(artifact.file("index.json").read_text())
     section = TargetsSection(top_k=index["top_k"], temperature=index["temperature"])
-    shards = [load_file(artifact.file(name)) for name in index["shards"]]
-    position_N, index_PK, probability_PK = (
-        np.concatenate([shard[name] for shard in shards]) for name in ("position", "index", "probability")
-    )
-    if not np.array_equal(position_N, np.arange(1, index["num_positions"] + 1)):
-        raise ValueError("it does not cover every training position once")
+    found = _joined([artifact.file(name) for name in index["shards"]], index["num_positions"])
+    position_N, index_PK, probability_PK = (found[name] for name in ("position", "index", "probability"))
     if index_PK.shape != (len(position_N), min(section.top_k, num_items)) or probability_PK.shape != index_PK.shape:
         raise ValueError(f"its shape {index_PK.shape} is not positions x top-K")
     if index_PK.min() < 0 or index_PK.max() >= num_items:
         raise ValueError(f"it names items outside the catalogue of {num_items}")
     if probability_PK.min() < 0 or probability_PK.sum(1, dtype=np.float32).max() > 1.01:
         raise ValueError("its probabilities are negative or sum to more than 1")
-    states = {name: np.concatenate([shard[name] for shard in shards]) for name in index.get("states", [])}
+    states = {name: found[name] for name in index.get("states", [])}
     for name, state in states.items():
         if state.ndim != 2 or len(state) != len(position_N):
             raise ValueError(f"its states {name!r} are not one row per position")
     return Targets(section.temperature, index_PK, probability_PK, states)
+
+
+def _joined(shards: Sequence[Path], num_positions: int) -> dict[str, np.ndarray]:
+    """The shards' tensors one after the other, of which no more than one is held twice."""
+    found: dict[str, np.ndarray] = {}
+    start = 0
+    for path in shards:
+        for name, part in (shard := load_file(path)).items():
+            whole = found.setdefault(name, np.empty((num_positions, *part.shape[1:]), part.dtype))
+            if whole[start : start + len(part)].shape != part.shape or whole.dtype != part.dtype:
+                raise ValueError(f"{path.name}: its {name!r} does not go on where the others end")
+            whole[start : start + len(part)] = part
+        start += len(shard["position"])
+    if start != num_positions or not np.array_equal(found["position"], np.arange(1, num_positions + 1)):
+        raise ValueError("it does not cover every training position once")
+    return found

@@ -78,13 +78,14 @@ def build_student(
         logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
         label_N = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1, reduction="none")
         label_loss = label_N.mean()
-        step = Step(student, table_ID, history_BL, label_BL)
+        step = Step(student, table_ID, history_BL, label_BL, torch.from_numpy(batch.user_B).to(device()))
         terms = {name: regulariser(step) for name, regulariser in beside.items()}
         total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
         if targets is not None and distill is not None:
             taught_BL = taught_P[batch.position_BL - 1] & (batch.label_BL > 0)
             keep_BL, position_N = torch.from_numpy(taught_BL).to(device()), batch.position_BL[taught_BL]
-            share, scored_NI = len(position_N) / len(batch), logits_NI[keep_BL[label_BL > 0]]
+            share = len(position_N) / len(batch)
+            scored_NI = logits_NI if share == 1 else logits_NI[keep_BL[label_BL > 0]]  # a copy is as large as they are
             if len(position_N):
                 teacher = targets.at(position_N, device())
                 terms |= {name: share * objective(scored_NI, teacher) for name, objective in objectives.items()}

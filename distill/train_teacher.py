@@ -47,13 +47,13 @@ def build_teacher(
     def losses(batch: Batch) -> dict[str, Tensor]:
         label_BL = torch.from_numpy(batch.label_BL).to(device())
         table_ID = teacher.table()
-        with autocast(dtype):
+        with autocast(dtype):  # the hidden states only: scores in bf16 have 8 bits, and tie
             hidden_BLD = teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)
-            logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
-        return {"loss": F.cross_entropy(logits_NI.float(), label_BL[label_BL > 0] - 1)}
+        logits_NI = hidden_BLD[label_BL > 0].float() @ table_ID[1:].T
+        return {"loss": F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)}
 
     def last_hidden(history_BL: Tensor, table_ID: Tensor) -> Tensor:
-        with autocast(dtype):  # the hidden states only: scores in bf16 would tie
+        with autocast(dtype):
             return teacher(history_BL, table_ID)[:, -1]
 
     def validate() -> float:

@@ -52,10 +52,16 @@ def write_package(student: Artifact, sequences: Sequences, section: ExportSectio
     return {"sha256": digest, "bytes": (out / PACKAGE).stat().st_size, "parity": parity.to_dict()}
 
 
+def lacks_compiler() -> str:
+    """Why nothing can be compiled on this machine; empty where it can."""
+    found = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+    return "" if found else "AOTInductor needs a C++ compiler: install g++, or name one in CXX"
+
+
 def compile_graph(graph: ServingGraph, inputs: Sequence[str], out: Path) -> None:
     """Write the package of `graph` with these optional inputs."""
-    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
-        raise Unavailable("AOTInductor needs a C++ compiler: install g++, or name one in CXX")
+    if lacking := lacks_compiler():
+        raise Unavailable(lacking)
     request = example(graph, inputs)
     # With as many columns as the encoder reads, the slice that takes them would be traced as no slice at all.
     min_length = graph.student.section.max_length + 1

@@ -220,7 +220,7 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
         from recdistill.parallel import distill_tasks, make_side_by_side
 
         for task in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
-            if task.method == "audit":  # before anybody learns from whom it judged, where students heed it
+            if task.method == "audit":  # before anybody learns from whom it judged
                 tell(getattr(pipeline, task.method)(*task.arguments))
     for seed in seeds:
         for name in pipeline.controls:
@@ -417,8 +417,8 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     report = json.loads((artifact.path / "report.json").read_bytes())
     print(to_terminal(report))
     print(f"\nthe whole report: {artifact.path / 'report.html'} (or report.md beside it)")
-    failed = any(row["status"].startswith("failed") for row in report["rows"])
-    return {"stage": "bench", "path": str(artifact.path / "report.json"), "exit_code": int(failed), **artifact.metrics}
+    failed = int(bool(artifact.metrics["failed"]))
+    return {"stage": "bench", "path": str(artifact.path / "report.json"), "exit_code": failed, **artifact.metrics}
 
 
 def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:

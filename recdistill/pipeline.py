@@ -480,9 +480,13 @@ class Pipeline:
         rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
         section = self.recipe.benchmark
         if section.full:
+            from export.aotinductor import lacks_compiler
+
+            reasons = {"pytorch": "", "aotinductor": lacks_compiler()}
             students, graph = [self.arm("student", seed) for seed in seeds], self.recipe.export.graph_options
             rows += [
-                Row(f"student-{runtime}", students, runtime=runtime, graph=graph) for runtime in ("pytorch", "aotinductor")
+                Row(f"student-{runtime}", students, runtime=runtime, graph=graph, missing=missing)
+                for runtime, missing in reasons.items()
             ]
         if section.endpoint:
             address = f"{section.endpoint}/{self.recipe.export.triton.name}"

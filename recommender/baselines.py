@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recommender.split import Sequences
 
 WEIGHTS = "model.safetensors"
+_ROWS = 256
 
 
 class Popularity:
@@ -75,16 +76,19 @@ def fit_item_knn(sequences: Sequences, num_neighbours: int = 100) -> ItemKNN:
     taken_UI: Any = sp.csr_matrix(
         (np.ones(len(users), np.float32), (users, np.concatenate(histories))), (len(histories), num_rows)
     )
-    norm_I = np.sqrt(np.maximum(taken_UI.sum(axis=0).A1, 1))
-    similarity = (taken_UI.T @ taken_UI).multiply(1 / norm_I[:, None]).multiply(1 / norm_I[None, :]).tocsr()
-    similarity.setdiag(0)
-    similarity.eliminate_zeros()
-    kept = [_largest(similarity.getrow(i), num_neighbours) for i in range(num_rows)]
+    norm_I, taken_IU = np.sqrt(np.maximum(taken_UI.sum(axis=0).A1, 1)), taken_UI.T.tocsr()
+    kept = []
+    for start in range(0, num_rows, _ROWS):  # a user of many items makes whole rows dense: never all rows at once
+        rows = slice(start, start + _ROWS)
+        similarity = (taken_IU[rows] @ taken_UI).multiply(1 / norm_I[rows, None]).multiply(1 / norm_I[None, :]).tocsr()
+        kept += [_largest(similarity.getrow(i), start + i, num_neighbours) for i in range(similarity.shape[0])]
     return ItemKNN(sp.vstack(kept, format="csr", dtype=np.float32))
 
 
-def _largest(row: Any, count: int) -> Any:
-    keep = np.sort(np.argsort(-row.data, kind="stable")[:count])
+def _largest(row: Any, own: int, count: int) -> Any:
+    """The `count` largest of a row, but of the item itself."""
+    order = np.argsort(-row.data, kind="stable")
+    keep = np.sort(order[row.indices[order] != own][:count])
     return sp.csr_matrix((row.data[keep], row.indices[keep], [0, len(keep)]), row.shape)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _SMOOTHING = 0.01
+_USERS = 2048
 
 
 def novelty(top_UK: np.ndarray, count_I: np.ndarray, num_users: int) -> np.ndarray:
@@ -26,10 +27,11 @@ def intra_list_diversity(top_UK: np.ndarray, vector_IZ: np.ndarray) -> np.ndarra
     """Mean of 1 - cosine over the pairs of a list (Ziegler et al., 2005); items without a vector are as far as can be."""
     length_I1 = np.linalg.norm(vector_IZ, axis=1, keepdims=True)
     unit_IZ = np.divide(vector_IZ, length_I1, out=np.zeros(vector_IZ.shape), where=length_I1 > 0)
-    k = top_UK.shape[1]
-    list_UKZ = unit_IZ[top_UK]
-    pair_sum_U = np.square(list_UKZ.sum(axis=1)).sum(axis=1) - np.square(list_UKZ).sum(axis=(1, 2))
-    return 1 - pair_sum_U / (k * (k - 1))
+    k, pair_sums = top_UK.shape[1], []
+    for some_UK in _blocks(top_UK):
+        list_UKZ = unit_IZ[some_UK]
+        pair_sums.append(np.square(list_UKZ.sum(axis=1)).sum(axis=1) - np.square(list_UKZ).sum(axis=(1, 2)))
+    return 1 - np.concatenate(pair_sums) / (k * (k - 1))
 
 
 def coverage(top_UK: np.ndarray, num_items: int) -> float:
@@ -56,7 +58,8 @@ def miscalibration(top_UK: np.ndarray, histories: list[np.ndarray], share_IC: np
     `share_IC` splits each item over its categories (rows sum to 1, or to 0 without categories); a user without any: 0.
     """
     p_UC = _normalised(np.array([share_IC[history].sum(axis=0) for history in histories]))
-    q_UC = (1 - _SMOOTHING) * _normalised(share_IC[top_UK].sum(axis=1)) + _SMOOTHING * p_UC
+    list_UC = np.concatenate([share_IC[some_UK].sum(axis=1) for some_UK in _blocks(top_UK)])
+    q_UC = (1 - _SMOOTHING) * _normalised(list_UC) + _SMOOTHING * p_UC
     ratio_UC = np.divide(p_UC, q_UC, out=np.ones_like(p_UC), where=p_UC > 0)
     return (p_UC * np.log(ratio_UC)).sum(axis=1)
 
@@ -100,6 +103,11 @@ def kendall_tau(top_UK: np.ndarray, other_UK: np.ndarray) -> np.ndarray:
     sign_UP = np.sign(place_UK[:, second] - place_UK[:, first]) * both_UP
     pairs_U = both_UP.sum(axis=1)
     return np.divide(sign_UP.sum(axis=1), pairs_U, out=np.full(len(top_UK), np.nan), where=pairs_U > 0)
+
+
+def _blocks(top_UK: np.ndarray) -> list[np.ndarray]:
+    """Lists of so many users at a time that a table's rows for them are no burden."""
+    return np.split(top_UK, range(_USERS, len(top_UK), _USERS))
 
 
 def _normalised(weight_UC: np.ndarray) -> np.ndarray:

@@ -24,6 +24,12 @@ class NoOptions(Section):
     """Of an importer that has none."""
 
 
+class RecBoleOptions(Section):
+    """Of importer "recbole"."""
+
+    items: str | None = Field(default=None, min_length=1, description="path or URL of the .item file, where source is one file")
+
+
 class TableOptions(Section):
     """Of importer "table": our column names to the table's own, and a second file with the items."""
 
@@ -42,7 +48,7 @@ class AmazonOptions(Section):
 
 IMPORTER_OPTIONS: dict[str, type[Section]] = {
     "folder": NoOptions,
-    "recbole": NoOptions,
+    "recbole": RecBoleOptions,
     "movielens": NoOptions,
     "amazon": AmazonOptions,
     "table": TableOptions,

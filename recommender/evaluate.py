@@ -5,6 +5,7 @@ Full ranking over the catalogue, the items of the whole history filtered, ties t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,12 +32,12 @@ def evaluate(
 def recommend_all(recommender: Recommender, histories: list[np.ndarray], k: int, batch_size: int = 64) -> np.ndarray:
     """Top-k item_index for every history, int64[len(histories), k]; batches hold histories of similar length."""
     top = np.zeros((len(histories), k), np.int64)
-    for rows in console.progress(_batches([len(h) for h in histories], batch_size), "ranking"):
+    for rows in console.progress(batches_by_length([len(h) for h in histories], batch_size), "ranking"):
         top[rows] = recommender.recommend(pad_left([histories[r] for r in rows]), k)[0]
     return top
 
 
-def _batches(lengths: list[int], batch_size: int) -> list[np.ndarray]:
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
     """Rows of each batch, shortest first; where histories are very long, fewer than `batch_size`."""
     order, batches, start = np.argsort(lengths, kind="stable"), [], 0
     while start < len(order):

@@ -21,11 +21,12 @@ _BUCKET_BATCHES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """int64[B, L] each; 0 = padding. `position` numbers all training labels of the dataset from 1 (rows of teacher targets)."""
+    """int64[B, L]; 0 = padding. `position` numbers all training labels of the dataset from 1 (rows of teacher targets)."""
 
     history_BL: np.ndarray
     label_BL: np.ndarray
     position_BL: np.ndarray
+    user_B: np.ndarray  # int64[B]
 
     def __len__(self) -> int:
         """How many positions it teaches."""
@@ -86,4 +87,5 @@ class TrainingWindows:
             histories.append(sequence[a:b])
             labels.append(np.where(keep, sequence[a + 1 : b + 1], 0))
             positions.append(np.where(keep, self.first_U[u] + np.arange(a, b) + 1, 0))
-        return Batch(pad_left(histories), pad_left(labels), pad_left(positions))
+        users = np.array([u for u, _, _ in spans], np.int64)
+        return Batch(pad_left(histories), pad_left(labels), pad_left(positions), users)

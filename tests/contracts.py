@@ -45,7 +45,7 @@ class RegulariserContract:
         for row in range(1, num_histories):
             sequence_BL[row, : row - 1] = 0
         history_BL, label_BL = sequence_BL[:, :-1], sequence_BL[:, 1:] * (sequence_BL[:, :-1] > 0)
-        return Step(student, student.items(), history_BL, label_BL)
+        return Step(student, student.items(), history_BL, label_BL, torch.arange(num_histories))
 
     def loss(self, step: Step, seed: int = 1) -> torch.Tensor:
         torch.manual_seed(seed)

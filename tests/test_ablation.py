@@ -92,6 +92,11 @@ def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     assert not (runs / "taught-by-control-text" / "cut").exists()
 
     keys = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    made_twice = json.loads(out.read_text())
+    made_twice["rows"]["control-id"]["control"] = "another"
+    out.write_text(json.dumps(made_twice))
+    with pytest.raises(SystemExit, match="another control-text"):
+        ablation.main([*words, "--only", "control-id"])
     asked = {"recipe": Path(words[1]), "data": data, "users": 50, "out": out, "runs": runs.parent}
     ablation.Ledger(argparse.Namespace(**asked, set=[*keys, "benchmark.rounds=2"]))  # which shapes no row, and is not refused
     with pytest.raises(ValueError, match="rows of another recipe"):

@@ -21,7 +21,7 @@ from benchmark.gpu import Meter
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, _estimates, build_report, comparisons
 from benchmark.runner import _ended, failure, measure, round_ratios, run_process
-from benchmark.worker import WATCH, Job, NoNumbers, _Checked
+from benchmark.worker import WATCH, Job, NoNumbers, _Checked, run_job
 from distill.train_student import build_student
 from export.graph import ServingGraph
 from export.onnx_graph import serving_model
@@ -246,11 +246,41 @@ def test_the_full_benchmark(student: Artifact, dataset: Artifact, tmp_path: Path
     assert [step["batch_size"] for step in row["batches"][0]][:3] == [1, 2, 4] and row["max_rate"][0]["rate_per_s"] >= 0
     assert [point["num_items"] for point in report["catalogue_sweep"]] == [100, 10**12]
     assert [point["status"][:6] for point in report["catalogue_sweep"]] == ["ok", "failed"]
-    assert report["catalogue_sweep"][0]["throughput_per_s"] > 0 and draft.metrics["failed"] == [f"catalogue of {10**12}"]
+    assert report["catalogue_sweep"][0]["throughput_per_s"] > 0
+    assert draft.metrics["failed"] == [] and draft.metrics["failed_sizes"] == [f"catalogue of {10**12}"]
+    step = row["max_rate"][0]["steps"][0]
+    assert step["p50_s"] <= step["p90_s"] <= step["p99_s"]
     assert "catalogue of 100" in json.loads((draft.path / "raw_speed.json").read_text())
     assert [epoch["epoch"] for epoch in report["training"]["student"]] == [0, 1]
     page = (draft.path / "report.html").read_text()
     assert all(name in page for name in ("Larger catalogues", "Requests at random instants", "Training"))
+
+
+def test_what_comes_late_and_fails_takes_nothing_with_it(
+    student: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations that cannot be counted, a machine that cannot be measured: the row stays, the page says what is missing."""
+
+    def here(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, Any]:
+        return {"error": "out of memory"} if job.ceiling else run_job(job)
+
+    def uncounted(*_: Any) -> int:
+        raise KeyError("MatMul_7")
+
+    monkeypatch.setattr("benchmark.runner.run_process", here)
+    monkeypatch.setattr("benchmark.worker.ceiling.operations_in_torch", uncounted)
+    draft, rows = Draft(tmp_path / "report"), [Row("student-pytorch", [student], runtime="pytorch")]
+    build_report(rows, dataset, np.ones((61, 2)), student, STUDENT, SECTION, draft)
+    report = json.loads((draft.path / "report.json").read_text())
+    assert report["rows"][0]["status"] == "ok" and report["rows"][0]["throughput_per_s"] > 0
+    assert "share_of_limit" not in report["rows"][0] and report["ceiling"] == {}
+    assert report["not_measured"] == {
+        "machine": "out of memory",
+        "student-pytorch, operations": "KeyError: 'MatMul_7'",
+    }
+    assert draft.metrics["failed"] == ["machine"]
+    for face in ("report.md", "report.html"):
+        assert "Not measured: machine: out of memory." in (draft.path / face).read_text()
 
 
 def test_ratios_are_taken_within_rounds() -> None:

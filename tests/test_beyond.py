@@ -31,6 +31,11 @@ HISTORIES = [RNG.integers(1, NUM_ITEMS + 1, length) for length in RNG.integers(1
 CATEGORIES = [[str(n) for n in RNG.permutation(4)[: RNG.integers(0, 4)]] for _ in range(NUM_ITEMS)]
 
 
+@pytest.fixture(autouse=True)
+def few_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beyond, "_USERS", 7)
+
+
 def test_novelty() -> None:
     expected = [sum(-math.log2(max(COUNT[i], 1) / USERS) for i in top) / K for top in TOP]
     assert beyond.novelty(TOP, COUNT, USERS) == pytest.approx(expected)

@@ -53,6 +53,37 @@ def test_recbole(tmp_path: Path) -> None:
     assert pl.read_parquet(artifact.file("item_entity.parquet")).columns == ["item_id", "entity"]
 
 
+SEQUENCES = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+
+
+def test_recbole_lines_may_hold_whole_histories(tmp_path: Path) -> None:
+    (tmp_path / "x.test.inter").write_text(f"{SEQUENCES}u\ti2 i1\ti3\nv\t\ti1\nw\ti1\t\n")
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\ni1\tA\ni2\tB\ni3\tC\n")
+    options = {"items": str(tmp_path / "x.item")}
+    artifact = imported(tmp_path / "out", "recbole", tmp_path / "x.test.inter", options, threshold=0.5)
+    assert load_dataset(artifact).interactions.select("user_id", "item_id").rows() == [
+        ("u", "i2"),
+        ("u", "i1"),
+        ("u", "i3"),
+        ("v", "i1"),
+        ("w", "i1"),
+    ]
+    assert [row[:2] for row in quarantine(artifact)] == [("interactions.parquet", 3)]  # w's last item has no name
+
+
+def test_recbole_histories_to_train_on_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.inter").write_text(f"{SEQUENCES}u\ti2\ti1\nu\ti2 i1\ti3\n")
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\ni1\tA\n")
+    with pytest.raises(DataError, match=r"names a user twice.*whole ones"):
+        read("recbole", str(tmp_path), {})
+
+
+def test_recbole_one_file_needs_the_other(tmp_path: Path) -> None:
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\nu\ti1\n")
+    with pytest.raises(DataError, match=r"data\.options\.items"):
+        read("recbole", str(tmp_path / "x.inter"), {})
+
+
 MOVIELENS = {
     "ml-1m": {
         "ratings.dat": "1::10::5::978300760\n1::20::3::978300761\n",

@@ -137,9 +137,9 @@ class TestImportanceAwareRanking(ObjectiveContract):
             position = [math.exp(-r / 2.0) for r in range(1, len(listed) + 1)]
             confidence = [p ** (1 / 1.5) for p in targets.probability_NK[n].tolist()[:5]]
             consistency = [float(i in own) for i in listed]
-            weights = [0.0] * len(listed)
-            for gamma, part in ((0.3, position), (0.5, confidence), (0.1, consistency)):
-                weights = [w + (gamma * x / sum(part) if sum(part) else 0.0) for w, x in zip(weights, part, strict=True)]
+            weights = [0.1 * x for x in consistency]
+            for gamma, part in ((0.3, position), (0.5, confidence)):
+                weights = [w + gamma * x / sum(part) for w, x in zip(weights, part, strict=True)]
             q = torch.softmax(student_logits_NI[n], 0)
             for i, weight in zip(listed, weights, strict=True):
                 share = weight / sum(weights)
@@ -159,6 +159,10 @@ class TestImportanceAwareRanking(ObjectiveContract):
         assert torch.allclose(weights(1, 0, 0), torch.softmax(torch.tensor([-1.0, -2.0, -3.0]), 0))
         assert torch.allclose(weights(0, 1, 0), torch.tensor([0.6, 0.2, 0.1]) / 0.9)
         assert torch.allclose(weights(0, 1, 1), (torch.tensor([0.6, 0.2, 0.1]) / 0.9 + torch.tensor([0.0, 0.0, 1.0])) / 2)
+        student = torch.zeros(1, 10).index_fill(1, torch.tensor([7, 2]), 1.0)
+        both = ImportanceAwareRanking(Dllm2RecOptions(num_consistent=2, position=0, confidence=1, consistency=1))
+        agreed = torch.tensor([0.6, 0.2, 0.1]) / 0.9 + torch.tensor([0.0, 1.0, 1.0])  # each for itself, however many
+        assert torch.allclose(both._importance(student, index_NK, probability_NK)[0], agreed / 3)
 
     def test_no_weight_at_all_is_refused(self) -> None:
         with pytest.raises(ValueError, match="cannot both be 0"):

@@ -153,6 +153,22 @@ class TestHistoryContrast(RegulariserContract):
         for other in self.changed(step):
             assert UNCHANGED(other).item() == pytest.approx(loss, rel=1e-9)
 
+    def test_histories_of_the_same_user_or_items_are_no_negatives(self) -> None:
+        step = double(self.step(3))
+        history_BL = step.history_BL.clone()
+        history_BL[2] = history_BL[0]
+        alike = replace(step, history_BL=history_BL)
+        one_user = replace(step, user_B=torch.tensor([4, 5, 4]))
+        for found in (alike, one_user):
+            state_BD = F.normalize(found.student(found.history_BL, found.table_ID)[:, -1].detach(), dim=-1)
+            similar_BB = (state_BD @ state_BD.T / 0.7).exp()
+            total = sum(
+                torch.log(similar_BB[one, one] + 2 * sum(similar_BB[one, other] for other in others))
+                - similar_BB[one, one].log()
+                for one, others in ((0, [1]), (1, [0, 2]), (2, [1]))
+            )
+            assert UNCHANGED(found).item() == pytest.approx(float(total) / 3, rel=1e-6)
+
     @pytest.mark.parametrize("operation", OPERATIONS)
     def test_views(self, operation: int) -> None:
         history_BL = torch.cat([torch.zeros(300, 2, dtype=torch.long), torch.arange(1, 11).expand(300, 10)], dim=1)

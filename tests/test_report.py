@@ -108,7 +108,10 @@ SAMPLES = {"student": np.random.default_rng(0).lognormal(-8, 0.1, 300).tolist(),
 
 def test_the_headline_is_the_slice_that_lost() -> None:
     (line,) = headlines(REPORT["rows"])
-    assert line.text == ("student-int8: NDCG@10 -0.2% [-1.2%, +0.8%] overall; worst slice: tail items -4.0% [-5.0%, -3.0%]")
+    assert line.text == (
+        "student-int8: NDCG@10 -0.2% [-1.2%, +0.8%] overall; worst slice: tail items -4.0% [-5.0%, -3.0%]; "
+        "too few hits to tell: cold items"
+    )
     assert line.lost
     calm = {**REPORT["rows"][4], "drift": {**REPORT["rows"][4]["drift"], "ndcg_at_10": {ALL: difference(0.0)}}}
     assert not headlines([calm])[0].lost

@@ -1,6 +1,6 @@
 """What every objective, regulariser and teacher of ours is worth, one by one, on a fixed sample of a dataset's users.
 
-    python tools/ablation.py --recipe recipes/amazon18-games.toml --data FOLDER --users 10000 --jobs 12
+    python tools/ablation.py --recipe recipes/amazon18-games.toml --users 10000 --jobs 12
 
 The recipe's chain is made once, for its first seed, with the teacher alone as who teaches by forward_kl; every variant of
 VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained anew, at most `--jobs` at a time.
@@ -104,7 +104,7 @@ def main(words: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="a dataset folder instead of the recipe's source")
     parser.add_argument("--users", type=int, default=10_000, help="drawn of the dataset's")
     parser.add_argument("--jobs", type=int, default=1, help="arms trained side by side, for a GPU")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
@@ -183,15 +183,16 @@ class Ledger:
     """The file of results, of one sample and one recipe; and the folder of their runs, which is of no other either."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        data, users = arguments.data.resolve(), arguments.users
-        self.out: Path = arguments.out or Path(f"docs/results/ablation-{data.name}.json")
+        (dataset, data), users = _dataset(arguments), arguments.users
+        self.out: Path = arguments.out or Path(f"docs/results/ablation-{dataset}.json")
         recipe = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set])
         of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
         of += [str(users), recipe.model_dump_json(include=set(_SHAPING))]
         self.about = {"of_sha256": hashlib.sha256("\n".join(of).encode()).hexdigest(), "users": users}
-        self.runs: Path = arguments.runs / f"{data.name}-{self.about['of_sha256'][:16]}"
+        self.runs: Path = arguments.runs / f"{dataset}-{self.about['of_sha256'][:16]}"
         machine = environment(1)
-        command = ["python tools/ablation.py", "--recipe", str(arguments.recipe), "--data", data.name, "--users", str(users)]
+        command = ["python tools/ablation.py", "--recipe", str(arguments.recipe), "--users", str(users)]
+        command += ["--data", dataset] if arguments.data else []
         command += [word for entry in arguments.set for word in ("--set", entry)]
         self.run = {"hardware": f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}", "command": " ".join(command)}
         self._read()
@@ -199,7 +200,13 @@ class Ledger:
 
     def judge(self, name: str, made: Artifact, control: Artifact) -> None:
         """Write the row of a variant, in the place of one of its name, unless it is there of this very artefact."""
-        if self._read()["rows"].get(name, {}).get("artifact") == made.digest:
+        rows = self._read()["rows"]
+        if any(row.get("control") != control.digest for row in rows.values()):
+            raise ValueError(
+                f"{self.out} holds rows that were compared with another control-text than {control.path}: they do not belong "
+                "in one table; move it away, or name another --out"
+            )
+        if rows.get(name, {}).get("artifact") == made.digest:
             return
         variant = VARIANTS[name]
         row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys), "num_epochs": len(kept_history(made))}
@@ -210,7 +217,12 @@ class Ledger:
                 "ci95": list(bootstrap_ci(own_U)),
                 "over_control_text": paired_relative_difference(own_U, control_U),
             }
-        row |= {"artifact": made.digest, "date": time.strftime("%Y-%m-%d", time.gmtime()), **self.run}
+        row |= {
+            "artifact": made.digest,
+            "control": control.digest,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            **self.run,
+        }
         with lock(self.out.with_name(f".{self.out.name}.lock")):  # other calls, of other variants, write as well
             found = self._read()
             found["rows"][name] = row
@@ -222,6 +234,14 @@ class Ledger:
         if found["of_sha256"] != self.about["of_sha256"]:
             raise ValueError(f"{self.out} holds rows of another recipe, sample or dataset; move it away, or name another --out")
         return found
+
+
+def _dataset(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """Name and folder of the whole dataset: the one that was named, or what the recipe's importer makes of its source."""
+    if arguments.data:
+        return arguments.data.resolve().name, arguments.data.resolve()
+    recipe = load_recipe(Recipe, arguments.recipe, arguments.set)
+    return recipe.name, Pipeline(recipe, arguments.runs).data.path
 
 
 def _draw(data: Path, users: int, out: Path) -> None:

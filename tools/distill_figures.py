@@ -2,11 +2,12 @@
 
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
     curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
+    audit      what every seed's audit found before anything was distilled
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
-    python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml --data FOLDER
-    python tools/distill_figures.py ablation --recipe … --data FOLDER --arm student label-0.5=runs/half/amazon18-games
+    python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml
+    python tools/distill_figures.py ablation --recipe … --arm student label-0.5=runs/half/amazon18-games
 
 (Every objective, regulariser and teacher by itself, on a sample of users: tools/ablation.py.)
 
@@ -37,11 +38,13 @@ from benchmark.environment import environment
 from benchmark.report import speed_histories
 from benchmark.runner import failure, measure, round_ratios, typical
 from benchmark.worker import Job
+from distill.audit import AUDIT
 from distill.evaluation import kept_history, kept_ranks
 from distill.llm import llm_folder, read_config
 from distill.teacher import new_teacher, save_teacher
 from export.onnx_graph import build_onnx
 from foundation.artifact import Artifact, load, make
+from foundation.content import read_json
 from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
 from recdistill.recipe import Recipe, of_folder
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("phases", nargs="+", metavar="PHASE", help=f"{', '.join(PHASES)}; after ablation also NAME=FOLDER")
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="a dataset folder instead of the recipe's source")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--arm", default="student", choices=ARMS, help="of ablation")
     parser.add_argument("--over", default="control-text", choices=ARMS, help="what ablation compares with")
@@ -97,7 +100,7 @@ def main() -> None:
 
 def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
     """Those of the command that matter to a reader: no path of this machine."""
-    found = ["--recipe", str(arguments.recipe), "--data", arguments.data.name]
+    found = ["--recipe", str(arguments.recipe), *(["--data", arguments.data.name] if arguments.data else [])]
     found += [word for entry in arguments.set for word in ("--set", entry)]
     return (
         [*(f"{name}=…" for name in arguments.variants), "--arm", arguments.arm, "--over", arguments.over, *found]
@@ -107,7 +110,8 @@ def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
-    return Pipeline(load_recipe(Recipe, arguments.recipe, [*of_folder(arguments.data), *arguments.set]), arguments.runs)
+    folder = of_folder(arguments.data) if arguments.data else []
+    return Pipeline(load_recipe(Recipe, arguments.recipe, [*folder, *arguments.set]), arguments.runs)
 
 
 # --- accuracy
@@ -167,6 +171,15 @@ def curves(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
             for new, old in pairs
         },
     }
+
+
+# --- audit
+
+
+def audit(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """Of every seed: who teaches against baselines and controls, overall and by slice, calibration, shared lists."""
+    folders = {seed: pipeline.folder / f"seed-{seed}" / "audit" for seed in pipeline.recipe.seeds}
+    return {"audit": {f"seed-{seed}": read_json(load(folder, "audit").file(AUDIT)) for seed, folder in folders.items()}}
 
 
 # --- ablation
@@ -254,8 +267,12 @@ def _graphs(pipeline: Pipeline, seed: int, work: Path) -> dict[str, Artifact]:
 
         return make(work / arm, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
 
-    served = (arm for arm in ARMS if arm != "teacher")
-    return {arm: graph(arm) for arm in served if arm == "student" or (folder / arm / WEIGHTS).exists()}
+    served = [arm for arm in ARMS if arm != "teacher"]
+    there = [arm for arm in served if arm == "student" or (folder / arm / WEIGHTS).exists()]
+    for arm in served:
+        if arm not in there:
+            print(f"{arm} is not timed: {folder / arm} has no weights", file=sys.stderr)
+    return {arm: graph(arm) for arm in there}
 
 
 def _untrained(pipeline: Pipeline, out: Path) -> Artifact:
@@ -275,6 +292,7 @@ def _untrained(pipeline: Pipeline, out: Path) -> Artifact:
 PHASES: dict[str, Callable[[argparse.Namespace, Pipeline], dict[str, Any]]] = {
     "accuracy": accuracy,
     "curves": curves,
+    "audit": audit,
     "ablation": ablation,
     "speed": speed,
 }

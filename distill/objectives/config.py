@@ -28,9 +28,9 @@ class Dllm2RecOptions(ObjectiveOptions):
     """Of `dllm2rec`."""
 
     num_listed: int = Field(default=20, ge=1, description="first items of the teacher's stored list, at most all of it")
-    position: float = Field(default=0.3, ge=0, description="share of the weight by rank")
-    confidence: float = Field(default=0.5, ge=0, description="share of the weight by the teacher's probability")
-    consistency: float = Field(default=0.1, ge=0, description="share of the weight of items both rank high")
+    position: float = Field(default=0.3, ge=0, description="weight of the list by rank")
+    confidence: float = Field(default=0.5, ge=0, description="weight of the list by the teacher's probability")
+    consistency: float = Field(default=0.1, ge=0, description="weight of each item that both rank high")
     rank_temperature: float = Field(default=10.0, gt=0, description="rank r weighs e^(-r / this)")
     confidence_temperature: float = Field(default=1.0, gt=0, description="probability p weighs p^(1 / this)")
     num_consistent: int = Field(default=20, ge=1, description="the student's own first items")

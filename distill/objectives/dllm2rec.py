@@ -4,13 +4,15 @@
 
 w^p ∝ e^{-r/beta}         position: rank r in the teacher's list, from 1
 w^c ∝ e^{-d/beta_c}       confidence: d = -log p, how far the teacher itself is from the item (p at the targets' temperature)
-w^o ∝ 1                   consistency: items that the student has among its own first `num_consistent` as well
+w^o = 1                   consistency: items that the student has among its own first `num_consistent` as well, else 0
 
-q is the student's distribution over the catalogue. Each part is normalised over the list, so that the gammas (.3, .5, .1 in
-the paper) weigh like with like. Changed: the paper has -sum w log sigma(s), for students trained with one negative; beside a
-full softmax the logarithm of q takes its place, and the entropy of w, which has no gradient, is taken off. Its teacher writes
-titles, and d is the distance from what was written to the item; ours has probabilities. Left out: the paper's second part,
-collaborative embedding distillation, which the student has by its construction (b + eta W z).
+q is the student's distribution over the catalogue. Position and confidence are normalised over the list, consistency is not,
+as in the authors' code: with gammas of .3, .5 and .1 the items both agree on have a share that grows with their number. Their
+beta is 1 and their list 10 items long (`rank_temperature`, `num_listed`, `num_consistent`). Changed: the paper has -sum w log
+sigma(s), for students trained with one negative; beside a full softmax the logarithm of q takes its place, and the entropy of
+w, which has no gradient, is taken off. Its teacher writes titles, and d is the distance from what was written to the item;
+ours has probabilities. Left out: the paper's second part, collaborative embedding distillation, which the student has by its
+construction (b + eta W z).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class ImportanceAwareRanking(Objective[Dllm2RecOptions]):
         confidence_NK = probability_NK.clamp(min=_TINY) ** (1 / options.confidence_temperature)
         own_NC = student_logits_NI.topk(min(options.num_consistent, student_logits_NI.shape[-1]), dim=-1).indices
         consistent_NK = (index_NK[:, :, None] == own_NC[:, None, :]).any(-1).to(probability_NK.dtype)
-        parts = ((options.position, position_NK), (options.confidence, confidence_NK), (options.consistency, consistent_NK))
-        weight_NK = sum(gamma * part / part.sum(-1, keepdim=True).clamp(min=_TINY) for gamma, part in parts)
-        assert isinstance(weight_NK, Tensor)
+        weight_NK = options.consistency * consistent_NK
+        for gamma, part_NK in ((options.position, position_NK), (options.confidence, confidence_NK)):
+            weight_NK = weight_NK + gamma * part_NK / part_NK.sum(-1, keepdim=True).clamp(min=_TINY)
         return weight_NK / weight_NK.sum(-1, keepdim=True).clamp(min=_TINY)

@@ -6,7 +6,8 @@
 x_ai: X at position i, cut into A relation heads of size d, of the teacher and of the student. Positions are those of a training
 window, and see the earlier ones only, as in attention. A position that sees itself alone tells nothing, and counts as 0. The
 LLM's queries and keys are taken before rotary positions. Where distillation follows the audit, positions that it leaves out
-stand in no relation. Changed: MiniLMv2 takes 48 heads of models that are 12 times as wide.
+stand in no relation. Changed: MiniLMv2 takes 48 heads of models that are 12 times as wide. Left out: it may read another layer
+of the teacher than the last.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ class Step:
     table_ID: Tensor
     history_BL: Tensor
     label_BL: Tensor
+    user_B: Tensor  # whose history it is
 
     def cross_entropy(self, hidden_BLD: Tensor) -> Tensor:
         """Of the next items, over the whole catalogue, given hidden states."""

@@ -3,8 +3,10 @@
     L = mean over 2B views of -log( e^{cos(s, s')/tau} / sum over the other views v of e^{cos(s, v)/tau} )
 
 s and s' are the states after the last item of two views of one history; each view is one of crop (a run of items), mask (some
-vectors zero) or reorder (a run in another order), drawn anew. The other histories of the batch are negatives. Changed: cosine
-over tau where the paper has the dot product, so that the loss does not grow with the states.
+vectors zero) or reorder (a run in another order), drawn anew. The other histories of the batch are negatives, but those of
+the same user and those of the same items, which are taken out. Changed: cosine over tau where the paper has the dot product,
+so that the loss does not grow with the states. Left out: the paper trains by this before and beside the recommendation; here
+beside it.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ class HistoryContrast(Regulariser[HistoryContrastOptions]):
         states_VD = torch.cat([self._state(step, *view) for view in views])
         unit_VD = F.normalize(states_VD, dim=-1)
         similar_VV = unit_VD @ unit_VD.T / self.options.temperature
-        similar_VV = similar_VV.masked_fill(torch.eye(len(similar_VV), dtype=torch.bool, device=similar_VV.device), -torch.inf)
         other_V = torch.arange(len(similar_VV), device=similar_VV.device).roll(len(step.history_BL))
-        return F.cross_entropy(similar_VV, other_V)
+        alike_BB = step.user_B[:, None] == step.user_B[None]
+        alike_BB = alike_BB | (step.history_BL[:, None] == step.history_BL[None]).all(-1)
+        no_negative_VV = alike_BB.repeat(2, 2).scatter(1, other_V[:, None], False)
+        return F.cross_entropy(similar_VV.masked_fill(no_negative_VV, -torch.inf), other_V)
 
     def view(self, history_BL: Tensor, operation_B1: Tensor) -> tuple[Tensor, Tensor]:
         """Another version of each history, int64[B, L], and what of it keeps its vector, bool[B, L]."""

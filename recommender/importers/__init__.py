@@ -26,7 +26,7 @@ METHODS = {
 
 
 # Options that name a file of their own: their content shapes the dataset as the source's does.
-SOURCE_OPTIONS = {"table": ("items",), "amazon": ("metadata",)}
+SOURCE_OPTIONS = {"recbole": ("items",), "table": ("items",), "amazon": ("metadata",)}
 
 
 def read(importer: str, source: str, options: Mapping[str, Any]) -> Tables:

@@ -73,6 +73,7 @@ class TensorRTRecommender(GraphRecommender):
                 f"{engine} does not load on {torch.cuda.get_device_name()} ({self.log.reason()}); build it for this device"
             )
         self.context = self.engine.create_execution_context()
+        self.stream = torch.cuda.Stream()  # of its own: on the default one TensorRT waits for everything else, twice a call
         self.k = self.engine.get_tensor_shape("item_index")[1]
         names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
         self.inputs = {name: self.engine.get_tensor_shape(name)[1] for name in names if name in INPUTS - {HISTORY}}
@@ -82,7 +83,13 @@ class TensorRTRecommender(GraphRecommender):
     def run(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        stream, batch = torch.cuda.current_stream(), len(feeds[HISTORY])
+        with torch.cuda.stream(self.stream):
+            return self._run(feeds)
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        stream, batch = self.stream, len(feeds[HISTORY])
         fitting = next((number for number, largest in enumerate(self.largest) if batch <= largest), len(self.largest) - 1)
         if self.context.active_optimization_profile != fitting:
             self.context.set_optimization_profile_async(fitting, stream.cuda_stream)

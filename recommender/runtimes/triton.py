@@ -29,7 +29,7 @@ class TritonRecommender(RemoteRecommender):
             raise Unavailable(f"no model {model!r} at {url}: {error.message()}") from None
         self.k = config.config.output[0].dims[0]
         self.inputs = {entry.name: entry.dims[0] for entry in config.config.input if entry.name in INPUTS - {HISTORY}}
-        self.max_batch_size = config.config.max_batch_size
+        self.max_batch_size = config.config.max_batch_size or 1  # 0: it takes no batches
 
     def request(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         inputs = []

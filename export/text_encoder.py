@@ -28,7 +28,7 @@ from distill.text import VECTORS, encode_new
 from export.config import TextEncoderSection
 from export.parity import ParityError
 from export.to_onnx import to_onnx
-from foundation.artifact import Artifact, Draft
+from foundation.artifact import Artifact, Draft, opens
 from quantize.item_table import item_table_name
 from recommender.runtimes.text_encoder import ENCODER, MASK, SETTINGS, TOKENIZER, TOKENS, VECTOR, TextEncoder
 
@@ -50,6 +50,15 @@ class PooledLLM(nn.Module):
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         return (pooled(self.body, self.layers, tokens_BL, mask_BL) - self.mean) @ self.projection
+
+
+@opens
+def open_text_encoder(artifact: Artifact) -> TextEncoder:
+    """Open what `build_text_encoder` wrote, verified, and see that it answers."""
+    artifact.verify()
+    encoder = TextEncoder(artifact.path)
+    encoder.encode(["item"])
+    return encoder
 
 
 def build_text_encoder(text: Artifact, llm: Artifact, items: pl.DataFrame, section: TextEncoderSection, draft: Draft) -> None:

@@ -271,6 +271,14 @@ class RuntimeContract:
         opened.recommend(np.array([[9, 4]]), 5)
         assert all((part == same).all() for part, same in zip(first, before, strict=True))
 
+    def test_it_speaks_the_ids_of_the_catalogue(self, opened: GraphRecommender) -> None:
+        ids = opened.item_ids()
+        found, of_nothing = opened.recommend_ids([[ids[2], "nobody's", ids[6]], []], 4)
+        index_BK, score_BK = opened.recommend(np.array([[3, 7], [0, 0]]), 4)
+        for own, index_K, score_K in zip((found, of_nothing), index_BK, score_BK, strict=True):
+            assert [item_id for item_id, _ in own] == [ids[index - 1] for index in index_K]
+            assert [score for _, score in own] == pytest.approx(score_K.tolist())
+
     def test_it_says_what_it_runs_on(self, opened: GraphRecommender) -> None:
         assert opened.device in ("cpu", "cuda")
         assert opened.precision in ("fp32", "bf16", "fp16")

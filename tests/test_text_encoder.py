@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from distill.config import TextSection
 from distill.text import build_text, encode_new
 from export.config import TextEncoderSection
 from export.parity import ParityError
-from export.text_encoder import build_text_encoder, similarity
+from export.text_encoder import build_text_encoder, open_text_encoder, similarity
 from foundation.artifact import Artifact, make
 from recommender.data import load_dataset
 from recommender.runtimes.text_encoder import ENCODER, SETTINGS, TOKENIZER, TextEncoder
@@ -85,8 +87,24 @@ def test_an_empty_text_asks_for_nothing(encoder: Artifact) -> None:
     assert TextEncoder(encoder.path).encode([]).shape == (0, DIMS)
 
 
+SERVED = """
+import sys
+for name in ("torch", "transformers", "pydantic", "polars", "onnx", "safetensors", "foundation"):
+    sys.modules[name] = None  # an import of it is an error
+from pathlib import Path
+from recommender.runtimes.onnxruntime import OnnxRecommender
+from recommender.runtimes.text_encoder import TextEncoder
+print(OnnxRecommender.__name__, TextEncoder(Path(sys.argv[1]), 1).encode(["a thing"]).shape[1])
+"""
+
+
+def test_serving_needs_no_more_than_onnx_runtime_numpy_and_tokenizers(encoder: Artifact) -> None:
+    done = subprocess.run([sys.executable, "-c", SERVED, str(encoder.path)], capture_output=True, text=True)
+    assert done.stdout.split() == ["OnnxRecommender", str(DIMS)], done.stderr
+
+
 def test_the_artefact_says_what_it_is(encoder: Artifact, items: pl.DataFrame) -> None:
-    encoder.verify()
+    assert open_text_encoder(encoder).dims == DIMS
     assert set(encoder.manifest["files"]) == {ENCODER, TOKENIZER, SETTINGS}
     assert json.loads(encoder.file(SETTINGS).read_bytes())["max_tokens"] == 9
     assert encoder.metrics["dims"] == DIMS and encoder.metrics["compared_items"] == min(200, items.height)

@@ -130,7 +130,7 @@ def _use_item_encoder(artifact: Any, num_items: int) -> None:
 def _use_text_encoder(artifact: Any, num_items: int) -> None:
     import numpy as np
 
-    from recommender.runtimes.text_encoder import open_text_encoder
+    from export.text_encoder import open_text_encoder
 
     assert np.isfinite(open_text_encoder(artifact).encode(["thing 1"])).all(), "vectors that are not finite"
 

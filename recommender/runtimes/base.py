@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,29 @@ class GraphRecommender(ABC):
                 feeds[name] = np.ascontiguousarray(asked.get(name, np.zeros((batch, 1))), np.int64)
         return feeds
 
+    def recommend_ids(self, histories: Sequence[Sequence[str]], k: int, **asked: np.ndarray) -> list[list[tuple[str, float]]]:
+        """(item id, score) of the top `k` for each history of ids, oldest first; unknown ids are skipped."""
+        known = [[self.index_of[item_id] for item_id in history if item_id in self.index_of] for history in histories]
+        index_BK, score_BK = self.recommend(self.padded([np.array(history, np.int64) for history in known]), k, **asked)
+        item_ids = self.item_ids()
+        return [
+            [(item_ids[index - 1], float(score)) for index, score in zip(*row, strict=True) if index]
+            for row in zip(index_BK, score_BK, strict=True)
+        ]
+
+    def padded(self, histories: list[np.ndarray]) -> np.ndarray:
+        """One batch of histories, int64[B, L]."""
+        return pad_left(histories)
+
     def item_ids(self) -> list[str]:
         """The ids of the catalogue, item_index 1 first; they lie beside the graph."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> list[str]:
         return json.loads((self.graph.parent / ITEM_IDS).read_bytes())
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """item_index of every id of the catalogue."""
+        return {item_id: number for number, item_id in enumerate(self.item_ids(), 1)}

@@ -1,6 +1,6 @@
 """A graph behind a server: the same contract as a graph in this process. Subclasses say how one request travels.
 
-`recommend_ids` speaks the ids of the catalogue. Histories are padded to few lengths, for a server batches only equal ones.
+Histories of ids are padded to few lengths, for a server batches only equal ones.
 """
 
 from __future__ import annotations
@@ -32,15 +32,6 @@ class RemoteRecommender(GraphRecommender):
         index_BK, score_BK = (np.concatenate(part) for part in zip(*parts, strict=True))
         return index_BK, score_BK
 
-    def recommend_ids(self, histories: list[list[str]], k: int) -> list[list[tuple[str, float]]]:
-        """(item id, score) of the top `k` for each history of ids, oldest first; unknown ids are skipped."""
-        item_ids = self.item_ids()
-        index_of = {item_id: number for number, item_id in enumerate(item_ids, 1)}
-        known = [np.array([index_of[item_id] for item_id in history if item_id in index_of], int) for history in histories]
-        longest = max((len(history) for history in known), default=0)
-        length = next((size for size in _LENGTHS if longest <= size), longest)
-        index_BK, score_BK = self.recommend(pad_left(known, length), k)
-        return [
-            [(item_ids[index - 1], float(score)) for index, score in zip(*row, strict=True) if index]
-            for row in zip(index_BK, score_BK, strict=True)
-        ]
+    def padded(self, histories: list[np.ndarray]) -> np.ndarray:
+        longest = max((len(history) for history in histories), default=0)
+        return pad_left(histories, next((size for size in _LENGTHS if longest <= size), longest))

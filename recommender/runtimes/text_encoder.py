@@ -1,6 +1,6 @@
 """The exported text encoder: texts to the vectors of new items, and of the `query` input of a graph.
 
-Needs ONNX Runtime and tokenizers, neither torch nor the LLM. `export/text_encoder.py` writes its folder.
+Needs ONNX Runtime, numpy and tokenizers, neither torch nor the LLM. `export/text_encoder.py` writes its folder.
 """
 
 from __future__ import annotations
@@ -14,21 +14,11 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from foundation.artifact import Artifact, opens
 from recommender.prompt import prompt_of
 
 ENCODER, TOKENIZER, SETTINGS = "encoder.onnx", "tokenizer.json", "encoder.json"
 TOKENS, MASK, VECTOR = "tokens", "mask", "vector"
 _BATCH = 32
-
-
-@opens
-def open_text_encoder(artifact: Artifact, num_threads: int = 0) -> TextEncoder:
-    """Open what `recdistill export text-encoder` wrote, verified, and see that it answers."""
-    artifact.verify()
-    encoder = TextEncoder(artifact.path, num_threads)
-    encoder.encode(["item"])
-    return encoder
 
 
 class TextEncoder:

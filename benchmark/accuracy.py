@@ -19,17 +19,15 @@ from recommender.slices import slices
 from recommender.split import Sequences
 
 CONTROLS = ("control-id", "control-text", "control-tuned", "control-ensemble-kd")
-STAGE_BEFORE = {
+_STAGE_BEFORE = {
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
     "control-tuned": "control-text",
     "item-encoder": "control-text",
     "teacher": "control-text",
     "student": "teacher",
-    **dict.fromkeys(("student-openvino", "student-pytorch", "student-aotinductor", "student-endpoint"), "student"),
-    **dict.fromkeys(("student-int8", "student-int4", "student-int8-qdq", "student-trt"), "student"),
-    **dict.fromkeys(("teacher-int8", "teacher-nf4"), "teacher"),
 }
+_UNCOMPRESSED = ("student-pytorch", "student-aotinductor", "student-endpoint")
 ALL = "all users"
 _K = 10
 
@@ -49,10 +47,16 @@ def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """Every variant with the stage before it, teacher and student with every control, and what is served with the teacher."""
     known = list(names)
     to_controls = [(taught, control) for taught in ("teacher", "student") for control in CONTROLS]
-    before = [(name, STAGE_BEFORE[name]) for name in known if name in STAGE_BEFORE]
+    before = [(name, stage) for name in known if (stage := stage_before(name))]
     served = [(name, "teacher") for name in known if name.startswith("student")]
     wanted = dict.fromkeys([*(p for p in before if p[0] in CONTROLS), *to_controls, *before, *served])
     return [(new, old) for new, old in wanted if new in known and old in known]
+
+
+def stage_before(variant: str) -> str:
+    """The variant that one was made from, or learnt after; empty for those that stand at a beginning."""
+    served = (whole for whole in ("student", "teacher") if variant.startswith(f"{whole}-"))
+    return _STAGE_BEFORE.get(variant) or next(served, "")
 
 
 def matched(one_SX: np.ndarray, other_SX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,17 +75,6 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
     return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
 
 
-COMPRESSED = (
-    "student-openvino",
-    "student-int8",
-    "student-int4",
-    "student-int8-qdq",
-    "student-trt",
-    "teacher-int8",
-    "teacher-nf4",
-)
-
-
 @dataclass(frozen=True)
 class Headline:
     """One line on what compression changed, and whether it shows that a slice has lost."""
@@ -94,7 +87,11 @@ def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
     """For each compressed variant the change overall, and the slice that fared worst: one that surely lost before any other."""
     found = []
     for row in rows:
-        if row["variant"] not in COMPRESSED or not (own := row.get("drift", {}).get("ndcg_at_10", {})).get(ALL):
+        compressed = stage_before(row["variant"]) in ("student", "teacher") and row["variant"] not in (
+            "student",
+            *_UNCOMPRESSED,
+        )
+        if not compressed or not (own := row.get("drift", {}).get("ndcg_at_10", {})).get(ALL):
             continue
         told = {name: value for name, value in own.items() if value and name != ALL}
         text = f"{row['variant']}: NDCG@10 {percent(own[ALL])} overall"

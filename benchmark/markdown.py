@@ -76,43 +76,50 @@ def to_terminal(report: Mapping[str, Any]) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables, comparisons and protocol."""
-    parts = [_table(variant_cells(report["rows"]))]
+    rows, protocol, machine = report["rows"], report["protocol"], report["environment"]
+    parts = [f"# {_plain(report['dataset'])}: what every stage costs and keeps", _table(variant_cells(rows))]
     if told := full_depth_sentence(report["full_depth_teacher"]):
         parts.append(told)
     parts += [f"Not measured: {line}." for line in not_measured(report)]
-    if timed := latency_cells(report["rows"]):
-        parts.append("A request at a time; in brackets LoadGen's early-stopping bound in the worst round, at 99% confidence")
-        parts.append(_table(timed))
-    if lines := headlines(report["rows"]):
-        parts.append("What compression changed:\n\n" + "\n".join(f"- {line.text}" for line in lines))
-    parts.append("\n".join(f"- {line}" for line in sentences(report)))
-    if drifted := drift_cells(report["rows"]):
-        parts.append("NDCG@10 against the stage before, by slice (95% interval; too few hits to say: -)")
-        parts.append(_table(drifted))
-    if sliced := slice_cells(report["rows"]):
-        parts.append("NDCG@10 and HR@10 (one target a user: recall) by slice")
-        parts.append(_table(sliced))
-    if judged := beyond_cells(report["rows"]):
-        parts.append("Beyond accuracy, of the ten items first in each list")
-        parts.append(_table(judged))
-    if changed := beyond_drift_cells(report["rows"]):
-        parts.append("and how it differs from the stage before (95% interval, where every user has a value)")
-        parts.append(_table(changed))
-    if rates := rate_cells(report["rows"]):
-        parts.append("Requests at random instants: the highest rate that was held")
-        parts.append(_table(rates))
-    if sweep := catalogue_cells(report.get("catalogue_sweep", [])):
-        parts.append("The student's architecture over larger catalogues, weights drawn, ONNX Runtime")
-        parts.append(_table(sweep))
-    if report.get("ceiling"):
-        parts.append(ceiling_sentence(report["ceiling"]))
-    protocol, machine = report["protocol"], report["environment"]
-    parts.append(
+    if lines := headlines(rows):
+        parts += ["## What compression changed", "\n".join(f"- {line.text}" for line in lines)]
+    parts += ["## Paired differences", "\n".join(f"- {line}" for line in sentences(report))]
+    for title, cells_of_it, note in (
+        ("Drift from the stage before, by slice", drift_cells(rows), "NDCG@10, paired; too few hits to say: -"),
+        ("Accuracy by slice", slice_cells(rows), "NDCG@10 and HR@10, which is recall where a user has one target."),
+        (
+            "Latency",
+            latency_cells(rows),
+            "A request at a time; in brackets LoadGen's early-stopping bound in the worst round, at 99% confidence. "
+            + (ceiling_sentence(report["ceiling"]) if report.get("ceiling") else ""),
+        ),
+        ("Requests at random instants", rate_cells(rows), "The highest rate that was held."),
+        (
+            "Larger catalogues",
+            catalogue_cells(report.get("catalogue_sweep", [])),
+            "The student's architecture, weights drawn, ONNX Runtime.",
+        ),
+        ("Beyond accuracy", beyond_cells(rows), "Of the ten items first in each list."),
+        (
+            "Beyond accuracy, against the stage before",
+            beyond_drift_cells(rows),
+            "Differences; 95% intervals where every user has a value.",
+        ),
+    ):
+        if cells_of_it:
+            parts += [f"## {title}", _table(cells_of_it), note.strip()]
+    parts += [
+        "## How it was measured",
         f"Accuracy: {protocol['accuracy']}; {protocol['users']} users, seeds {protocol['seeds']}, targets "
         f"{report['targets_sha256'][:16]}. Speed: {protocol['speed']}. Machine: {machine['cpu']}, {machine['num_cpus']} CPUs, "
-        f"GPU: {machine['gpu'] or 'none'}. {report['date']}."
-    )
+        f"GPU: {machine['gpu'] or 'none'}. {report['date']}.",
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(name: str) -> str:
+    """A name that is no markup."""
+    return "".join(char if char.isalnum() or char in " ._-" else "·" for char in name)
 
 
 def ceiling_sentence(ceiling: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.accuracy import STAGE_BEFORE, Judge, accuracy_figures, comparisons
+from benchmark.accuracy import Judge, accuracy_figures, comparisons, stage_before
 from benchmark.catalogue import sweep_figures, sweep_jobs
 from benchmark.ceiling import share_of_limit
 from benchmark.config import BenchmarkSection
@@ -190,7 +190,7 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
     figures |= accuracy_figures(rank_SU) | _speed_figures(own)
     figures |= {"slices": found.judge.by_slice(rank_SU), "beyond_accuracy": found.judge.beyond_accuracy(top_SUK)}
     figures |= _shares(own, figures, found)
-    before = STAGE_BEFORE.get(row.variant, "")
+    before = stage_before(row.variant)
     if before in found.tops:
         drift = found.judge.drift(top_SUK, rank_SU, found.tops[before], found.ranks[before])
         figures["drift"] = {"from": before, **drift}
@@ -205,7 +205,7 @@ def _shares(own: list[dict[str, Any]], figures: dict[str, Any], found: _Found) -
     # What has no graph of ours to count in (bitsandbytes' kernels, engines, packages) multiplies what the stage before does.
     variant, counted = figures["variant"], own
     if not own[0]["operations"][0] or variant.startswith("teacher-"):
-        counted = found.results.get(STAGE_BEFORE.get(variant, ""), own)
+        counted = found.results.get(stage_before(variant), own)
     runtime, device = figures["runtime"].split()
     limits = found.limits.get(device)
     if not limits or failure(counted) or not counted[0]["operations"][0]:

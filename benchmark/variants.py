@@ -85,7 +85,7 @@ def _open(artifact: Artifact, num_threads: int, runtime: str, k: int, options: M
         name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
         engine = TensorRTRecommender(artifact.file(name))
         return Opened(engine, "tensorrt cuda", engine.precision, artifact.metrics["num_parameters"])
-    if artifact.kind in ("teacher", "teacher-int8", "teacher-nf4"):
+    if artifact.kind.partition("-")[0] == "teacher":
         return _open_teacher(artifact, num_threads)
     raise ArtifactError(f"{artifact.path} is a {artifact.kind!r} artefact, which cannot be served")
 

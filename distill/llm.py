@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ def load_tokenizer(llm: Artifact) -> Any:
     tokenizer(["item", "item 1"], padding=True)
     tokenizer(["item", "item 1"], padding=True, truncation=True, max_length=8)
     return tokenizer
+
+
+def require_depth(llm: Artifact, layers: Sequence[int], num_layers: int) -> None:
+    """Raise unless the LLM has the layers that a recipe names as text.layers and teacher.num_layers."""
+    depth = llm.metrics["num_layers"]
+    for key, value, deepest, everything in (
+        ("text.layers", list(layers), max(layers), "[-1]"),
+        ("teacher.num_layers", num_layers, num_layers, "0"),
+    ):
+        if deepest > depth:
+            raise TeacherError(
+                f"{key} = {value}, but {llm.path.name} has {depth} layers; --set {key}={everything} takes them all"
+            )
 
 
 def load_body(llm: Artifact, num_layers: int = 0, **kwargs: Any) -> PreTrainedModel:

@@ -216,6 +216,8 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = _torch_pipeline(arguments)
     seeds, audits = pipeline.recipe.seeds, {}
     console.say(f"the student is {pipeline.recipe.lesson}")
+    if arguments.jobs == 1:
+        _ = pipeline.data, pipeline.llm  # first, for it is they who may not suit the recipe
     if arguments.jobs > 1:
         from recdistill.parallel import distill_tasks, make_side_by_side
 

@@ -95,10 +95,12 @@ class Pipeline:
 
     @cached_property
     def llm(self) -> Artifact:
-        from distill.llm import build_llm, llm_key
+        from distill.llm import build_llm, llm_key, require_depth
 
         name = self.recipe.teacher.llm
-        return self._make(self.runs / "llm" / slug(name), "llm", llm_key(name), {}, lambda draft: build_llm(name, draft))
+        llm = self._make(self.runs / "llm" / slug(name), "llm", llm_key(name), {}, lambda draft: build_llm(name, draft))
+        require_depth(llm, self.recipe.text.layers, self.recipe.teacher.num_layers)
+        return llm
 
     @cached_property
     def text(self) -> Artifact:
@@ -466,13 +468,13 @@ class Pipeline:
         """Measure every variant anew: a report is never reused. A quick one lies beside the whole one."""
         from benchmark.report import Row, build_report
         from distill.text import load_text
-        from quantize.methods import SERVED_METHODS
+        from quantize.methods import LLM_METHODS, SERVED_METHODS
 
         seeds = self.recipe.seeds
         rows = [Row(name, [self.baseline(name)] * len(seeds)) for name in ("popularity", "item-knn")]
         rows += [self._row(arm, lambda seed, arm=arm: self.onnx(arm, seed), seeds) for arm in self.controls]
         rows += [Row("teacher", [self.teacher(seed) for seed in seeds])]
-        rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in ("int8", "nf4")]
+        rows += [self._row(f"teacher-{m}", lambda seed, m=m: self.quantized_teacher(m, seed), seeds) for m in LLM_METHODS]
         student = self._row("student", lambda seed: self.onnx("student", seed), seeds)
         lacking = "" if find_spec("openvino") else "OpenVINO is not installed; pip install -e .[openvino]"
         rows += [student, replace(student, variant="student-openvino", missing=student.missing or lacking, runtime="openvino")]

@@ -32,7 +32,9 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs/")
     about: str = Field(default="", description="one line printed before a run starts, with how long it takes")
-    seeds: list[Annotated[int, Field(ge=0, lt=1 << 32)]] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=1 << 32)]] = Field(
+        default=[0], min_length=1, description="every arm is trained once for each; three or more for a claim"
+    )
     num_threads: int = Field(
         0, ge=0, description="threads of training; 0 = all cores. Results are reproducible per thread count"
     )

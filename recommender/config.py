@@ -33,10 +33,14 @@ class RecBoleOptions(Section):
 class TableOptions(Section):
     """Of importer "table": our column names to the table's own, and a second file with the items."""
 
-    columns: Annotated[dict[InteractionField, str], AfterValidator(_once_each)] = Field(default={})
+    columns: Annotated[dict[InteractionField, str], AfterValidator(_once_each)] = Field(
+        default={}, description="our column of the interactions -> the table's"
+    )
     items: str | None = Field(default=None, min_length=1, description="path or URL of the table of items")
-    item_columns: Annotated[dict[ItemField, str], AfterValidator(_once_each)] = Field(default={})
-    separator: str = Field(default=",", min_length=1, max_length=1)
+    item_columns: Annotated[dict[ItemField, str], AfterValidator(_once_each)] = Field(
+        default={}, description="the same of the items"
+    )
+    separator: str = Field(default=",", min_length=1, max_length=1, description="of cells, in a CSV")
 
 
 class AmazonOptions(Section):
@@ -59,9 +63,13 @@ class DataSection(Section):
     """Where the interactions and items come from; see `recommender/importers`."""
 
     importer: Literal["folder", "recbole", "movielens", "amazon", "table"] = "folder"
-    source: str = Field(default="", description="asset name, path or URL")
+    source: str = Field(
+        default="", description="asset name, path (from where the command runs) or URL, its digest behind it: …#sha256=HEX"
+    )
     options: dict[str, Any] = Field(default={}, description="the importer's own options")
-    max_quarantined_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_quarantined_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="of all rows; where more cannot be used, the import stops"
+    )
 
     @model_validator(mode="after")
     def _check_options(self) -> DataSection:

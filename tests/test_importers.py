@@ -11,9 +11,12 @@ import polars as pl
 import pytest
 
 from foundation.artifact import Artifact, Draft, make
+from foundation.recipe import load_recipe
+from recdistill.recipe import Recipe
 from recommender.cleaning import write_dataset
 from recommender.data import DataError, load_dataset
 from recommender.importers import read
+from recommender.split import build_sequences
 
 
 def imported(folder: Path, importer: str, source: Path | str, options: dict | None = None, threshold: float = 0.0) -> Artifact:
@@ -333,3 +336,11 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
 def test_ml_100k_out_of_its_wheel() -> None:
     tables = read("recbole", "ml-100k", {})
     assert (tables.interactions.height, tables.items.height, tables.extra["kg.parquet"].height) == (100_000, 1682, 91_631)
+
+
+@pytest.mark.network
+def test_games_is_the_set_that_was_measured(tmp_path: Path) -> None:
+    recipe = load_recipe(Recipe, Path("recipes/amazon18-games.toml"))
+    sequences = build_sequences(load_dataset(imported(tmp_path, "recbole", recipe.data.source, recipe.data.options, 0.01)))
+    measured = json.loads(Path("docs/results/distill-amazon18-games.json").read_text())
+    assert sequences.targets_sha256() == measured["targets_sha256"]

@@ -101,6 +101,18 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
 
 
+@pytest.mark.parametrize(("key", "all_of_them"), [("text.layers=[15]", r"[-1]"), ("teacher.num_layers=3", "0")])
+def test_an_llm_too_shallow_for_the_recipe_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, all_of_them: str
+) -> None:
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
+    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
+    assert main(["distill", *options, "--set", key]) == 2
+    name = key.partition("=")[0]
+    assert f"has 2 layers; --set {name}={all_of_them} takes them all" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "chain" / SEED).exists()
+
+
 def test_an_llm_that_reads_texts_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]

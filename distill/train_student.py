@@ -25,7 +25,7 @@ from distill.evaluation import EpochBatches, Validator, record_accuracy, save_hi
 from distill.objectives import build_objectives, build_state_objectives
 from distill.objectives.base import StateObjective
 from distill.regularisers import build_regularisers
-from distill.regularisers.base import Step
+from distill.regularisers.base import Regulariser, Step
 from distill.regularisers.text_alignment import alignment, uniformity
 from distill.targets import Targets
 from distill.tracking import Tracker
@@ -36,6 +36,70 @@ from recommender.slices import position_slices
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender, save_student
 from recommender.windows import Batch, TrainingWindows
+
+
+class Losses:
+    """What a step of training minimises: the label, what the targets teach, and the regularisers; called with a batch."""
+
+    def __init__(
+        self,
+        student: Student,
+        regularisers: Mapping[str, Regulariser],
+        targets: Targets | None = None,
+        distill: DistillSection | None = None,
+        taught_P: np.ndarray | None = None,
+    ) -> None:
+        """`taught_P`, bool over positions, says which learn from the targets (all), the others from their labels alone."""
+        self.student, self.regularisers = student, regularisers
+        self.targets, self.distill, self.taught_P = targets, distill, taught_P
+        self.objectives = build_objectives(distill.objectives) if distill else {}
+        self.state_objectives: dict[str, StateObjective] = {}
+        if distill and targets is not None:
+            widths = {name: state.shape[1] for name, state in targets.states.items()}
+            self.state_objectives = build_state_objectives(distill.objectives, student.section.hidden_size, widths)
+        self.learned = nn.ModuleDict(self.state_objectives).to(device())  # what they learn with the student
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, and its terms before their weights: `label`, and one of each objective and regulariser."""
+        history_BL, label_BL = (torch.from_numpy(part).to(device()) for part in (batch.history_BL, batch.label_BL))
+        table_ID = self.student.items()
+        states, labelled_BL = self.student.states(history_BL, table_ID), label_BL > 0
+        logits_NI = states["hidden"][labelled_BL] @ table_ID[1:].T
+        label_N = F.cross_entropy(logits_NI, label_BL[labelled_BL] - 1, reduction="none")
+        step = Step(self.student, table_ID, history_BL, label_BL, torch.from_numpy(batch.user_B).to(device()))
+        terms = {name: regulariser(step) for name, regulariser in self.regularisers.items()}
+        weight = {name: regulariser.weight for name, regulariser in self.regularisers.items()}
+        total = label_N.mean()
+        if self.targets is not None and self.distill is not None:
+            taught_BL = self._taught(batch)
+            keep_BL = torch.from_numpy(taught_BL).to(device())
+            terms |= self._taught_terms(states, logits_NI, labelled_BL, keep_BL, batch.position_BL[taught_BL])
+            total = torch.where(keep_BL[labelled_BL], self.distill.label_weight, 1.0).to(label_N) @ label_N / len(label_N)
+            weight |= {name: own.weight for name, own in (self.objectives | self.state_objectives).items()}
+        elif not terms:
+            return {"loss": total}
+        return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_N.mean(), **terms}
+
+    def _taught(self, batch: Batch) -> np.ndarray:
+        """Which positions of a batch learn from the targets, bool[B, L]."""
+        labelled_BL = batch.label_BL > 0
+        return labelled_BL if self.taught_P is None else labelled_BL & self.taught_P[batch.position_BL - 1]
+
+    def _taught_terms(
+        self, states: Mapping[str, Tensor], logits_NI: Tensor, labelled_BL: Tensor, keep_BL: Tensor, position_T: np.ndarray
+    ) -> dict[str, Tensor]:
+        """Each objective over the T positions that are taught, times their share of all."""
+        if not len(position_T) or self.targets is None:
+            return {}
+        share = len(position_T) / len(logits_NI)
+        scored_TI = logits_NI if share == 1 else logits_NI[keep_BL[labelled_BL]]  # a copy is as large as they are
+        teacher = self.targets.at(position_T, device())
+        terms = {name: share * objective(scored_TI, teacher) for name, objective in self.objectives.items()}
+        if self.state_objectives:
+            own = {name: state[keep_BL] for name, state in states.items()}
+            held = self.targets.states_at(position_T, device())
+            terms |= {name: share * objective(own, held, keep_BL) for name, objective in self.state_objectives.items()}
+        return terms
 
 
 def build_student(
@@ -58,45 +122,11 @@ def build_student(
     """
     torch.manual_seed(seed)
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
-    windows = TrainingWindows(sequences, section.max_length)
-    objectives = build_objectives(distill.objectives) if distill else {}
-    state_objectives: dict[str, StateObjective] = {}
-    if distill and targets is not None:
-        widths = {name: state.shape[1] for name, state in targets.states.items()}
-        state_objectives = build_state_objectives(distill.objectives, section.hidden_size, widths)
-    taught_P = ~np.any([position_slices(sequences)[name] for name in untaught], axis=0) if untaught else np.array(True)
-    taught_P = np.broadcast_to(taught_P, windows.num_positions)
-    learned = nn.ModuleDict(state_objectives).to(device())
+    taught_P = ~np.any([position_slices(sequences)[name] for name in untaught], axis=0) if untaught else None
     beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)
+    losses = Losses(student, beside, targets, distill, taught_P)
+    learned = losses.learned
     validator = Validator(sequences, section.max_length, section.optim, device())
-
-    def losses(batch: Batch) -> dict[str, Tensor]:
-        label_BL = torch.from_numpy(batch.label_BL).to(device())
-        history_BL, table_ID = torch.from_numpy(batch.history_BL).to(device()), student.items()
-        states = student.states(history_BL, table_ID)
-        hidden_BLD = states["hidden"]
-        logits_NI = hidden_BLD[label_BL > 0] @ table_ID[1:].T
-        label_N = F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1, reduction="none")
-        label_loss = label_N.mean()
-        step = Step(student, table_ID, history_BL, label_BL, torch.from_numpy(batch.user_B).to(device()))
-        terms = {name: regulariser(step) for name, regulariser in beside.items()}
-        total, weight = label_loss, {name: regulariser.weight for name, regulariser in beside.items()}
-        if targets is not None and distill is not None:
-            taught_BL = taught_P[batch.position_BL - 1] & (batch.label_BL > 0)
-            keep_BL, position_N = torch.from_numpy(taught_BL).to(device()), batch.position_BL[taught_BL]
-            share = len(position_N) / len(batch)
-            scored_NI = logits_NI if share == 1 else logits_NI[keep_BL[label_BL > 0]]  # a copy is as large as they are
-            if len(position_N):
-                teacher = targets.at(position_N, device())
-                terms |= {name: share * objective(scored_NI, teacher) for name, objective in objectives.items()}
-            if len(position_N) and state_objectives:
-                own, held = {name: state[keep_BL] for name, state in states.items()}, targets.states_at(position_N, device())
-                terms |= {name: share * objective(own, held, keep_BL) for name, objective in state_objectives.items()}
-            total = torch.where(keep_BL[label_BL > 0], distill.label_weight, 1.0).to(label_N) @ label_N / len(label_N)
-            weight |= {name: objective.weight for name, objective in (objectives | state_objectives).items()}
-        if not terms and targets is None:
-            return {"loss": label_loss}
-        return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_loss, **terms}
 
     def validate() -> float:
         with torch.no_grad():
@@ -105,7 +135,7 @@ def build_student(
 
     run = Fit(
         nn.ModuleDict({"student": student, "objectives": learned}) if list(learned.parameters()) else student,
-        batches=EpochBatches(windows, section.optim.batch_size, seed),
+        batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
         losses=losses,
         validate=validate,
         section=section.optim,

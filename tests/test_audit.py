@@ -16,13 +16,13 @@ from distill.config import DistillSection, TargetsSection, TeacherSection
 from distill.members import TeacherMember
 from distill.targets import Targets, build_targets, load_targets
 from distill.teacher import load_teacher, new_teacher, save_teacher
-from distill.train_student import build_student
+from distill.train_student import Losses, build_student
 from foundation.artifact import Artifact, Draft, make
 from recommender.baselines import build_baseline
 from recommender.config import OptimSection, StudentSection
 from recommender.slices import position_slices
 from recommender.split import Sequences
-from recommender.student import load_student
+from recommender.student import Student, load_student
 from recommender.windows import TrainingWindows
 from tests.faults import forge
 
@@ -207,6 +207,37 @@ def test_shards_are_the_same_on_every_device(
         names = json.loads(made.file("index.json").read_text())["shards"]
         shards.append([load_file(made.file(name))["position"].tolist() for name in names])
     assert len(shards[0]) > 2 and shards[0] == shards[1]
+
+
+def test_the_loss_of_a_batch_equals_its_slow_definition(targets: Targets, sequences: Sequences) -> None:
+    """Position by position, each history without padding: the label, less where it is taught, and there the teacher."""
+    torch.manual_seed(0)
+    section = STUDENT.model_copy(update={"dropout": 0.0})
+    student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
+    distill = DistillSection(label_weight=0.3, objectives={"forward_kl": {"weight": 0.7}})
+    windows = TrainingWindows(sequences, section.max_length)
+    taught_P = np.random.default_rng(0).random(windows.num_positions) < 0.6
+    batch = max(windows.epoch(0, 16, 0), key=lambda one: (one.history_BL == 0).sum())
+    found = Losses(student, {}, targets, distill, taught_P)(batch)
+
+    table_ID, total, label, taught, count = student.items(), 0.0, 0.0, 0.0, 0
+    for history_L, label_L, position_L in zip(batch.history_BL, batch.label_BL, batch.position_BL, strict=True):
+        for place in np.flatnonzero(label_L):
+            known = torch.from_numpy(history_L[: place + 1][history_L[: place + 1] > 0])[None]
+            log_q_I = (student(known, table_ID)[0, -1] @ table_ID[1:].T).log_softmax(0)
+            own, kl = -log_q_I[label_L[place] - 1], torch.zeros(())
+            if taught_P[position_L[place] - 1]:
+                index_K = torch.from_numpy(targets.index_PK[position_L[place] - 1]).long()
+                p_K = torch.from_numpy(targets.probability_PK[position_L[place] - 1]).float()
+                rest, left = 1 - p_K.sum(), 1 - log_q_I[index_K].exp().sum()
+                kl = (p_K * (p_K.log() - log_q_I[index_K])).sum() + rest * (rest.log() - left.log())
+                total = total + 0.3 * own + 0.7 * kl
+            else:
+                total = total + own
+            label, taught, count = label + own, taught + kl, count + 1
+    assert (batch.history_BL == 0).any() and taught.item() > 0
+    for name, expected in (("loss", total), ("label", label), ("forward_kl", taught)):
+        assert found[name].item() == pytest.approx(float(expected) / count, rel=1e-5), name
 
 
 def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:

@@ -95,6 +95,23 @@ class TestRelaxedRanking(ObjectiveContract):
         assert all(len(set(row)) == 5 for row in below_NL.tolist())
         assert torch.bincount(below_NL.flatten(), minlength=30)[10:].min() > 400  # 500 are expected of each
 
+    def test_gradients_where_a_part_is_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two of the list's five, and two of the rest: against the likelihood of their order over those four alone."""
+        monkeypatch.setattr("distill.objectives.rrd.draw", lambda weights_NK, number: weights_NK.topk(number).indices)
+        below = [[i for i in range(NUM_ITEMS) if i not in row][:2] for row in self.targets(self.logits(1), 5).index_NK.tolist()]
+        monkeypatch.setattr(RelaxedRanking, "_uninteresting", lambda *_: torch.tensor(below))
+        fast, slow, targets = self.logits(2).requires_grad_(), self.logits(2).requires_grad_(), self.targets(self.logits(1), 5)
+        loss = RelaxedRanking(RrdOptions(num_interesting=2, num_uninteresting=2))(fast, targets)
+        total = torch.zeros((), dtype=torch.float64)
+        for n, listed in enumerate(targets.index_NK[:, :2].tolist()):
+            for k, i in enumerate(listed):
+                total = total - torch.log(slow[n, i].exp() / slow[n, listed[k:] + below[n]].exp().sum())
+        expected = total / len(slow)
+        loss.backward()
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert fast.grad is not None and torch.allclose(fast.grad, slow.grad, atol=1e-7)
+
     def test_one_draw_weight_is_as_stated(self) -> None:
         torch.manual_seed(0)
         drawn_N1 = RelaxedRanking(RrdOptions(num_interesting=1, rank_temperature=3.0))._interesting(
@@ -173,9 +190,11 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
     """With the whole of the student's list drawn nothing is left to chance."""
 
     zero_at_equality = False  # items outside the stored list share what is left evenly, which the teacher did not say
+    num_drawn = 8
 
     def make(self) -> Objective:
-        return RejuvenatedCrossEntropy(RceKdOptions(num_top=4, num_candidates=8, num_drawn=8, overlap_weight=0.7))
+        options = RceKdOptions(num_top=4, num_candidates=8, num_drawn=self.num_drawn, overlap_weight=0.7)
+        return RejuvenatedCrossEntropy(options)
 
     def reference(
         self, student_logits_NI: torch.Tensor, teacher_logits_NI: torch.Tensor, targets: TeacherTargets
@@ -188,7 +207,7 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
             score_I = student_logits_NI[n] / TEMPERATURE
             ranked = sorted(range(NUM_ITEMS), key=lambda i: -score_I[i].item())
             first = set(targets.index_NK[n].tolist()[:4])
-            own, other = ranked[: len(first)], sorted(first - set(ranked[: len(first)]) | set(ranked[:8]))
+            own, other = ranked[: len(first)], sorted(first - set(ranked[: len(first)]) | set(ranked[: self.num_drawn]))
             gamma = math.exp(-0.7 * len(first & set(own)) / len(first))
             for share, part in ((1 - gamma, own), (gamma, other)):
                 mass = sum(p[i] for i in part)
@@ -224,6 +243,18 @@ class TestRejuvenatedCrossEntropy(ObjectiveContract):
         above, among, below = counts[:20].mean(), counts[20:40].mean(), counts[40:].mean()
         assert above > among > below
         assert 4 < above / below < 8.0  # weights e^2.1 and e^0.1, less what drawing without replacement evens out
+
+
+class TestRejuvenatedCrossEntropyOfThreeDrawn(TestRejuvenatedCrossEntropy):
+    """The same where chance, which here takes the student's first, leaves some of the list out."""
+
+    num_drawn = 3
+
+    @pytest.fixture(autouse=True)
+    def the_first_are_drawn(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        if "drawn" not in request.function.__name__:
+            first = lambda weights_NC, number: torch.arange(number).expand(len(weights_NC), number)  # noqa: E731
+            monkeypatch.setattr("distill.objectives.rce_kd.draw", first)
 
 
 class TestHiddenAlignment(StateObjectiveContract):

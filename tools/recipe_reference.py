@@ -79,7 +79,8 @@ def _default(value: Any) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     """The values of a choice, the bounds of a number, else the type."""
-    probe = create_model("Probe", key=(field.annotation, field))
+    annotation: Any = field.annotation
+    probe = create_model("Probe", key=(annotation, field))
     schema = probe.model_json_schema()["properties"]["key"]
     schema = next((kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"), schema)
     choice = schema.get("enum") or schema.get("items", {}).get("enum")

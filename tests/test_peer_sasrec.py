@@ -56,3 +56,9 @@ def test_items_are_ours_again(peer: Any) -> None:
     )
     assert index_BK[1].tolist()[:1] == [5] and not {3, 2, 7, 1} & set(index_BK[1].tolist()), "3 would be next, and is seen"
     assert index_BK[2].tolist()[:3] == [7, 3, 5]
+
+
+def test_a_length_beyond_the_longest_history_is_tried_once(peer: Any) -> None:
+    for longest, lengths in ((30, {50}), (50, {50}), (51, {50, 200}), (400, {50, 200})):
+        sequences = SimpleNamespace(num_users=2, train=lambda u, longest=longest: np.arange((3, longest)[u]))
+        assert {row["session_max_len"] for row in peer.settings(sequences, 64)} == lengths

@@ -1,17 +1,19 @@
 """The measured peer of control-id: SASRec (Kang and McAuley, 2018) of RecTools, on the same training sequences and targets.
 
-    make peer-sasrec        # an environment of its own, .venv-peers
+    make peer-sasrec        # an environment of its own, .venv-peers; docs/results/peer-sasrec-DATASET.json
 
 RecTools 0.19 declares a numpy older than ours; it runs with ours. It trains its own way (full softmax and Adam, the last
 `session_max_len` items of every user, one window each); the setting and the epoch are those that are best on validation, the
 former by the first seed, as control-id's were. Both are ranked by our evaluator; what RecTools has never seen in training comes
-last.
+last. What was trained is kept in FOLDER/peer-sasrec.json after every run; the same command goes on with what is lacking.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,15 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from torch import Tensor
 
+from benchmark.environment import environment
 from distill.device import device
 from distill.evaluation import kept_ranks
 from foundation import console
-from foundation.artifact import load
+from foundation.artifact import load, write_atomically
 from recommender.config import StudentSection
 from recommender.data import load_dataset
 from recommender.evaluate import evaluate
-from recommender.metrics import ndcg, paired_relative_difference, summary
+from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference, summary
 from recommender.split import Sequences, build_sequences
 from recommender.torch_ranking import top_k
 
@@ -67,8 +70,8 @@ class KeepBest(lightning.Callback):
 
     sequences: Sequences  # of this process: RecTools copies a callback, and wants what it is told of one to be JSON
 
-    def __init__(self, length: int) -> None:
-        self.length, self.curve = length, list[float]()
+    def __init__(self, length: int, patience: int) -> None:
+        self.length, self.patience, self.curve = length, patience, list[float]()
         self.best: dict[str, Tensor] = {}
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -78,17 +81,19 @@ class KeepBest(lightning.Callback):
         if score > max(self.curve, default=-1.0):
             self.best = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
         self.curve.append(score)
+        console.say(f"epoch {len(self.curve)}: validation NDCG@10 {score:.5f}")
+        trainer.should_stop = len(self.curve) - 1 - int(np.argmax(self.curve)) >= self.patience
         pl_module.train()
 
 
-def quiet_trainer(epochs: int, length: int) -> lightning.Trainer:
+def quiet_trainer(epochs: int, length: int, patience: int) -> lightning.Trainer:
     """RecTools asks for a function that can be imported by its name."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(max_epochs=epochs, callbacks=[KeepBest(length)], deterministic=True, **quiet)
+    return lightning.Trainer(max_epochs=epochs, callbacks=[KeepBest(length, patience)], deterministic=True, **quiet)
 
 
 def train(
-    sequences: Sequences, section: StudentSection, epochs: int, seed: int, **setting: Any
+    sequences: Sequences, section: StudentSection, epochs: int, patience: int, seed: int, **setting: Any
 ) -> tuple[PeerRecommender, list[float]]:
     """RecTools' SASRec of control-id's width and depth, at its best epoch, and its validation NDCG@10 after each."""
     rows = [(u, int(item), n) for u in range(sequences.num_users) for n, item in enumerate(sequences.train(u))]
@@ -103,7 +108,7 @@ def train(
         deterministic=True,
         epochs=epochs,
         get_trainer_func=quiet_trainer,
-        get_trainer_func_kwargs={"epochs": epochs, "length": length},
+        get_trainer_func_kwargs={"epochs": epochs, "length": length, "patience": patience},
         **setting,
     )
     model.fit(Dataset.construct(table))
@@ -113,10 +118,21 @@ def train(
     return PeerRecommender(model.lightning_model, length, sequences.num_items), keep.curve
 
 
+def settings(sequences: Sequences, batch_size: int) -> list[dict[str, Any]]:
+    """The search: of the lengths those that are shorter than the longest history, and the next."""
+    longest = max(len(sequences.train(u)) for u in range(sequences.num_users))
+    lengths = [length for length, shorter in zip(SESSIONS, (0, *SESSIONS), strict=False) if shorter < longest]
+    return [
+        {"session_max_len": length, "dropout_rate": dropout, "lr": rate, "batch_size": batch_size}
+        for length, dropout, rate in itertools.product(lengths, DROPOUTS, RATES)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="runs/DATASET, where `make distill` has trained control-id")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=200, help="at most")
+    parser.add_argument("--patience", type=int, default=10, help="epochs without a better validation NDCG@10 before stopping")
     parser.add_argument("--batch-size", type=int, default=128)
     arguments = parser.parse_args()
     sequences = build_sequences(load_dataset(load(arguments.folder / "data", "dataset")))
@@ -124,28 +140,57 @@ def main() -> None:
     KeepBest.sequences = sequences
     section = StudentSection.model_validate(controls[0].recipe["student"])
     seeds = [control.manifest["seed"] for control in controls]
-    tried = []
-    for length, dropout, rate in itertools.product(SESSIONS, DROPOUTS, RATES):
-        setting = {"session_max_len": length, "dropout_rate": dropout, "lr": rate, "batch_size": arguments.batch_size}
-        curve = train(sequences, section, arguments.epochs, seeds[0], **setting)[1]
-        tried.append({**setting, "best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)})
-        console.say(f"{tried[-1]}")
-    best = max(tried, key=lambda row: row["validation_ndcg_at_10"])
-    setting = {name: best[name] for name in ("session_max_len", "dropout_rate", "lr", "batch_size")}
-    rank_SU = [evaluate(train(sequences, section, arguments.epochs, seed, **setting)[0], sequences, "test") for seed in seeds]
-    own_U, peer_U = (
-        np.mean([ndcg(rank_U, 10) for rank_U in ranks], axis=0)
-        for ranks in ([kept_ranks(control, "test") for control in controls], rank_SU)
-    )
-    rows = {
-        "control-id": {"ndcg_at_10": float(own_U.mean())},
-        "rectools-sasrec": {
-            "ndcg_at_10": float(peer_U.mean()),
-            "of_seeds": [summary(rank_U) for rank_U in rank_SU],
-            "over_control_id": paired_relative_difference(peer_U, own_U),
-        },
+    machine, kept_file = environment(torch.get_num_threads()), arguments.folder / "peer-sasrec.json"
+    about = {
+        "targets_sha256": sequences.targets_sha256(),
+        "controls": [control.digest for control in controls],
+        "epochs": arguments.epochs,
+        "patience": arguments.patience,
+        "command": f"make peer-sasrec FOLDER=runs/{arguments.folder.name}",
+        "hardware": f"{machine['num_cpus']} cores, {machine['cpu']}, {machine['gpu'] or 'no GPU'}",
     }
-    console.result({"targets_sha256": sequences.targets_sha256(), "seeds": seeds, "rows": rows, "tried": tried})
+    ledger = json.loads(kept_file.read_text()) if kept_file.exists() else {}
+    if any(ledger.get(name) != value for name, value in about.items()):
+        ledger = {**about, "tried": {}, "ranks": {}}
+
+    def fit(seed: int, setting: dict[str, Any]) -> tuple[PeerRecommender, list[float]]:
+        return train(sequences, section, arguments.epochs, arguments.patience, seed, **setting)
+
+    def keep() -> None:
+        write_atomically(kept_file, json.dumps(ledger).encode())
+
+    ranks: dict[str, list[int]] = ledger["ranks"]
+    for setting in settings(sequences, arguments.batch_size):
+        name = json.dumps(setting, sort_keys=True)
+        if name in ledger["tried"]:
+            continue
+        recommender, curve = fit(seeds[0], setting)
+        ledger["tried"][name] = {"best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)}
+        if max(curve) == max(row["validation_ndcg_at_10"] for row in ledger["tried"].values()):
+            ranks |= {str(seeds[0]): evaluate(recommender, sequences, "test").tolist()}  # of the best so far
+        keep()
+        console.say(f"{name}: {ledger['tried'][name]}")
+    best = json.loads(max(ledger["tried"], key=lambda name: ledger["tried"][name]["validation_ndcg_at_10"]))
+    for seed in seeds:
+        if str(seed) not in ranks:
+            ranks[str(seed)] = evaluate(fit(seed, best)[0], sequences, "test").tolist()
+            keep()
+    own_U = np.mean([ndcg(kept_ranks(control, "test"), 10) for control in controls], axis=0)
+    peer_U = np.mean([ndcg(np.array(ranks[str(seed)]), 10) for seed in seeds], axis=0)
+    rows = {
+        "control-id": {"ndcg_at_10": float(own_U.mean()), "ci95": list(bootstrap_ci(own_U))},
+        "rectools-sasrec": {
+            "setting": best,
+            "ndcg_at_10": float(peer_U.mean()),
+            "ci95": list(bootstrap_ci(peer_U)),
+            "of_seeds": {seed: summary(np.array(rank_U)) for seed, rank_U in ranks.items()},
+        },
+        "control-id over rectools-sasrec": paired_relative_difference(own_U, peer_U),
+    }
+    found = about | {"date": time.strftime("%Y-%m-%d", time.gmtime()), "seeds": seeds, "tried": ledger["tried"], "rows": rows}
+    out = Path(f"docs/results/peer-sasrec-{arguments.folder.name}.json")
+    write_atomically(out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    console.result({"path": str(out), **found})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _STAGE_BEFORE = {
     "teacher": "control-text",
     "student": "teacher",
 }
-_UNCOMPRESSED = ("student-pytorch", "student-aotinductor", "student-endpoint")
+_UNCOMPRESSED = ("student", "student-pytorch", "student-aotinductor", "student-endpoint")
 ALL = "all users"
 _K = 10
 
@@ -77,20 +77,22 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One line on what compression changed, and whether it shows that a slice has lost."""
+    """One line on what compression changed, whether it shows that a slice has lost, and of which slices it cannot say."""
 
     text: str
     lost: bool
+    unknown: str = ""
+
+    @property
+    def whole(self) -> str:
+        return "; ".join(filter(None, (self.text, self.unknown)))
 
 
 def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
     """For each compressed variant the change overall, and the slice that fared worst: one that surely lost before any other."""
     found = []
     for row in rows:
-        compressed = stage_before(row["variant"]) in ("student", "teacher") and row["variant"] not in (
-            "student",
-            *_UNCOMPRESSED,
-        )
+        compressed = stage_before(row["variant"]) in ("student", "teacher") and row["variant"] not in _UNCOMPRESSED
         if not compressed or not (own := row.get("drift", {}).get("ndcg_at_10", {})).get(ALL):
             continue
         told = {name: value for name, value in own.items() if value and name != ALL}
@@ -98,9 +100,9 @@ def headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
         if told:
             worst = min(told, key=lambda name: (not _lost(told[name]), told[name]["relative"]))
             text += f"; worst slice: {worst} {percent(told[worst])}"
-        if unknown := [name for name, value in own.items() if not value]:
-            text += f"; too few hits to tell: {', '.join(unknown)}"
-        found.append(Headline(text, any(map(_lost, [own[ALL], *told.values()]))))
+        unknown = [name for name, value in own.items() if not value]
+        few = f"too few hits to tell: {', '.join(unknown)}" if unknown else ""
+        found.append(Headline(text, any(map(_lost, [own[ALL], *told.values()])), few))
     return found
 
 

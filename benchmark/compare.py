@@ -117,7 +117,10 @@ def _warnings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     for name in sorted(libraries.keys() | others.keys()):
         if libraries.get(name) != others.get(name):
             found.append(f"{name}: {libraries.get(name, 'none')} and {others.get(name, 'none')}")
-    if one["environment"]["sources_sha256"] != other["environment"]["sources_sha256"]:
+    code = [report["environment"]["sources_sha256"] for report in (one, other)]
+    if None in code:
+        found.append("a report does not say by which code of ours it was measured")
+    elif code[0] != code[1]:
         found.append("the reports were measured by different code of ours")
     if one.get("protocol") != other.get("protocol"):
         found.append("the reports were measured by different protocols")

@@ -70,7 +70,9 @@ def to_terminal(report: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if told := headlines(report["rows"]):
-        table += ["", "What compression changed:", *(f"  {line.text}".replace("; too few", ";\n    too few") for line in told)]
+        table += ["", "What compression changed:"]
+        table += [line for own in told for line in (f"  {own.text}", own.unknown and f"    {own.unknown}") if line]
+    table += [f"not measured: {line}" for line in not_measured(report)]
     return "\n".join(table)
 
 
@@ -82,7 +84,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         parts.append(told)
     parts += [f"Not measured: {line}." for line in not_measured(report)]
     if lines := headlines(rows):
-        parts += ["## What compression changed", "\n".join(f"- {line.text}" for line in lines)]
+        parts += ["## What compression changed", "\n".join(f"- {line.whole}" for line in lines)]
     parts += ["## Paired differences", "\n".join(f"- {line}" for line in sentences(report))]
     for title, cells_of_it, note in (
         ("Drift from the stage before, by slice", drift_cells(rows), "NDCG@10, paired; too few hits to say: -"),

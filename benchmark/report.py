@@ -29,7 +29,7 @@ from recommender.evaluate import target_ranks
 from recommender.ranking import pad_left
 from recommender.split import Sequences
 
-REPORT_SCHEMA = 4
+REPORT_SCHEMA = 5
 FULL_DEPTH = "full-depth teacher"
 CEILING = "machine"
 _OVER_ROUNDS = ("throughput_per_s", "peak_rss_bytes", "peak_gpu_bytes", "gpu_process_bytes", "joules_per_history")

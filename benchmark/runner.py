@@ -43,7 +43,6 @@ def run_process(job: Job, section: BenchmarkSection, folder: Path) -> dict[str, 
     alive_file.touch()
     threads = str(section.num_threads)
     environ = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"}
-    environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts, whose memory and energy are read
     command = [sys.executable, "-m", "benchmark.worker", *map(str, (job_file, result_file, alive_file)), WATCH]
     with tempfile.TemporaryFile("w+") as said:
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said, "text": True}

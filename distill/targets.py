@@ -121,16 +121,24 @@ def load_targets(artifact: Artifact, num_items: int) -> Targets:
 
 
 def _joined(shards: Sequence[Path], num_positions: int) -> dict[str, np.ndarray]:
-    """The shards' tensors one after the other, of which no more than one is held twice."""
+    """The shards' tensors one after the other, of which no more than one shard is held twice."""
     found: dict[str, np.ndarray] = {}
     start = 0
     for path in shards:
-        for name, part in (shard := load_file(path)).items():
-            whole = found.setdefault(name, np.empty((num_positions, *part.shape[1:]), part.dtype))
-            if whole[start : start + len(part)].shape != part.shape or whole.dtype != part.dtype:
-                raise ValueError(f"{path.name}: its {name!r} does not go on where the others end")
-            whole[start : start + len(part)] = part
-        start += len(shard["position"])
+        shard = load_file(path)
+        stop = start + len(shard["position"])
+        if not found:
+            found = {name: np.empty((num_positions, *part.shape[1:]), part.dtype) for name, part in shard.items()}
+        for name in found.keys() | shard.keys():
+            whole, part = found[name], shard[name]
+            if (
+                len(part) != stop - start
+                or stop > num_positions
+                or (part.shape[1:], part.dtype) != (whole.shape[1:], whole.dtype)
+            ):
+                raise ValueError(f"{path.name}: its {name!r} does not go on where the other shards end")
+            whole[start:stop] = part
+        start = stop
     if start != num_positions or not np.array_equal(found["position"], np.arange(1, num_positions + 1)):
         raise ValueError("it does not cover every training position once")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the last line of standard output is its result as JSON."""
     arguments = build_parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver counts, whose memory and energy are read
     try:
         if arguments.run not in (_data, _inspect, _compare):
             require_address_space(_TORCH_BYTES, "PyTorch with its models")
@@ -216,8 +218,7 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = _torch_pipeline(arguments)
     seeds, audits = pipeline.recipe.seeds, {}
     console.say(f"the student is {pipeline.recipe.lesson}")
-    if arguments.jobs == 1:
-        _ = pipeline.data, pipeline.llm  # first, for it is they who may not suit the recipe
+    _ = pipeline.data, pipeline.llm  # first, for it is they who may not suit the recipe
     if arguments.jobs > 1:
         from recdistill.parallel import distill_tasks, make_side_by_side
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from recommender.ranking import Recommender
     from recommender.split import Sequences
 
+# What a kind of artefact is made by, counted: one that was made by another rule is not taken for it.
+_RULES = {"teacher": 2}  # 2: scores in float32
 ENSEMBLE, TUNED, ITEM_ENCODER = "control-ensemble-kd", "control-tuned", "item-encoder"
 
 
@@ -546,6 +548,7 @@ class Pipeline:
     ) -> Artifact:
         if out in self._made:
             return self._made[out]
+        recipe = recipe | ({"rule": _RULES[kind]} if kind in _RULES else {})
         self._made[out] = make(out, kind, recipe=recipe, inputs=inputs, build=build, seed=seed, overwrite=self.overwrite)
         return self._made[out]
 

@@ -273,6 +273,8 @@ class RuntimeContract:
 
     def test_it_speaks_the_ids_of_the_catalogue(self, opened: GraphRecommender) -> None:
         ids = opened.item_ids()
+        with pytest.raises(ValueError, match="has no input 'exclude'"):
+            opened.recommend_ids([[ids[2]]], 4, exclude=[[ids[0]]])
         found, of_nothing = opened.recommend_ids([[ids[2], "nobody's", ids[6]], []], 4)
         index_BK, score_BK = opened.recommend(np.array([[3, 7], [0, 0]]), 4)
         for own, index_K, score_K in zip((found, of_nothing), index_BK, score_BK, strict=True):

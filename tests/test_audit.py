@@ -209,8 +209,11 @@ def test_shards_are_the_same_on_every_device(
     assert len(shards[0]) > 2 and shards[0] == shards[1]
 
 
-def test_the_loss_of_a_batch_equals_its_slow_definition(targets: Targets, sequences: Sequences) -> None:
+def test_the_loss_of_a_batch_equals_its_slow_definition(
+    targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Position by position, each history without padding: the label, less where it is taught, and there the teacher."""
+    monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
     torch.manual_seed(0)
     section = STUDENT.model_copy(update={"dropout": 0.0})
     student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()

@@ -66,7 +66,7 @@ DRIFT = {
     "cold items": None,
 }
 REPORT: dict[str, Any] = {
-    "schema_version": 4,
+    "schema_version": 5,
     "date": "2026-01-01",
     "dataset": "<script>alert(1)</script>",
     "targets_sha256": "ab" * 32,
@@ -108,10 +108,8 @@ SAMPLES = {"student": np.random.default_rng(0).lognormal(-8, 0.1, 300).tolist(),
 
 def test_the_headline_is_the_slice_that_lost() -> None:
     (line,) = headlines(REPORT["rows"])
-    assert line.text == (
-        "student-int8: NDCG@10 -0.2% [-1.2%, +0.8%] overall; worst slice: tail items -4.0% [-5.0%, -3.0%]; "
-        "too few hits to tell: cold items"
-    )
+    assert line.text == ("student-int8: NDCG@10 -0.2% [-1.2%, +0.8%] overall; worst slice: tail items -4.0% [-5.0%, -3.0%]")
+    assert line.unknown == "too few hits to tell: cold items"
     assert line.lost
     calm = {**REPORT["rows"][4], "drift": {**REPORT["rows"][4]["drift"], "ndcg_at_10": {ALL: difference(0.0)}}}
     assert not headlines([calm])[0].lost
@@ -128,7 +126,8 @@ def test_markdown() -> None:
     assert "| student-int8 | 500 | 0.29 | 0.43 (≤ 0.46) | 0.58 | 2% | 40% |" in text
     assert "| variant | tail items (90 users) |" in text and "| popularity | 0.0200, 0.0400 |" in text
     assert "| student-int8 | student | -0.02 [-0.03, +0.01] | -0.020 [-0.030, +0.010] | -2.0% | -0.020 | -2.0% |" in text
-    shown = to_terminal(REPORT)
+    shown = to_terminal({**REPORT, "not_measured": {"machine": "out of memory"}})
+    assert shown.endswith("\n    too few hits to tell: cold items\nnot measured: machine: out of memory")
     assert max(map(len, shown.splitlines())) < 120 and "What compression changed:\n  student-int8: NDCG@10 -0.2%" in shown
     assert "student-trt   -" in shown and "not made: no GPU" in shown
     assert "| student-trt | - |" in text

@@ -25,7 +25,7 @@ from distill.llm import (
     require_projections,
 )
 from distill.members import Ensemble, StudentMember, TeacherMember
-from distill.targets import build_targets, load_targets
+from distill.targets import _joined, build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import _encode_resumably, build_text, encode, load_text
 from distill.text_items import item_tokens
@@ -480,6 +480,37 @@ def test_forged_targets_are_refused(tiny_llm: Artifact, sequences: Sequences, tm
         forge(artifact.path)
         with pytest.raises(ArtifactError, match="cannot be read as 'targets'"):
             load_targets(load(artifact.path), sequences.num_items)
+    save_file({name: part for name, part in good.items() if name != "hidden"}, shard)
+    forge(artifact.path)
+    with pytest.raises(ArtifactError, match="cannot be read as 'targets'"):
+        load_targets(load(artifact.path), sequences.num_items).states["hidden"]
+
+
+def test_shards_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    """What one lacks, or has too little of, must not be what memory happened to hold."""
+
+    def whole(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"position": np.arange(start, stop), "hidden": np.ones((stop - start, 2), np.float16)}
+
+    def joined(second: dict[str, np.ndarray], num_positions: int = 5) -> dict[str, np.ndarray]:
+        for number, shard in enumerate((whole(1, 4), second)):
+            save_file(shard, tmp_path / f"{number}.safetensors")
+        return _joined([tmp_path / f"{number}.safetensors" for number in (0, 1)], num_positions)
+
+    good = whole(4, 6)
+    assert joined(good)["position"].tolist() == [1, 2, 3, 4, 5] and (joined(good)["hidden"] == 1).all()
+    bad = {
+        "lacking": {"position": good["position"]},
+        "short": good | {"hidden": good["hidden"][:1]},
+        "other": good | {"hidden": good["hidden"].astype(np.float32)},
+        "more": good | {"query": good["hidden"]},
+    }
+    for second in bad.values():
+        with pytest.raises((ValueError, KeyError)):
+            joined(second)
+    for num_positions in (4, 6):
+        with pytest.raises(ValueError, match=r"where the other shards end|every training position once"):
+            joined(good, num_positions)
 
 
 def test_a_gap_among_encoded_chunks_is_encoded_again(

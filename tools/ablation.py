@@ -134,6 +134,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         if not variant.start:
             _link(chain.folder, pipeline.folder)
     control = load(_seeded(chain, seed) / "control-text")
+    ledger.require_same(control)
     name_of, judged = {task: name for name, task in tasks.items()}, []
     with ThreadPoolExecutor(1) as judge:  # while it judges a variant the next is trained
         for task in make_side_by_side(list(tasks.values()), arguments.jobs):
@@ -198,15 +199,19 @@ class Ledger:
         self._read()
         _draw(data, users, self.runs / "sample")
 
+    def require_same(self, control: Artifact) -> None:
+        """Raise unless every row that is there was compared with this control-text: others do not belong in its table."""
+        if others := {row.get("control", "one that was not recorded") for row in self._read()["rows"].values()} - {
+            control.digest
+        }:
+            raise ValueError(
+                f"{self.out} holds rows that were compared with another control-text ({min(others)[:24]}) than {control.path}; "
+                "move it away, or name another --out"
+            )
+
     def judge(self, name: str, made: Artifact, control: Artifact) -> None:
         """Write the row of a variant, in the place of one of its name, unless it is there of this very artefact."""
-        rows = self._read()["rows"]
-        if any(row.get("control") != control.digest for row in rows.values()):
-            raise ValueError(
-                f"{self.out} holds rows that were compared with another control-text than {control.path}: they do not belong "
-                "in one table; move it away, or name another --out"
-            )
-        if rows.get(name, {}).get("artifact") == made.digest:
+        if self._read()["rows"].get(name, {}).get("artifact") == made.digest:
             return
         variant = VARIANTS[name]
         row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys), "num_epochs": len(kept_history(made))}

@@ -141,53 +141,52 @@ def main() -> None:
     section = StudentSection.model_validate(controls[0].recipe["student"])
     seeds = [control.manifest["seed"] for control in controls]
     machine, kept_file = environment(torch.get_num_threads()), arguments.folder / "peer-sasrec.json"
+    options = {name: getattr(arguments, name) for name in ("epochs", "patience", "batch_size")}
     about = {
         "targets_sha256": sequences.targets_sha256(),
         "controls": [control.digest for control in controls],
-        "epochs": arguments.epochs,
-        "patience": arguments.patience,
-        "command": f"make peer-sasrec FOLDER=runs/{arguments.folder.name}",
+        **options,
         "hardware": f"{machine['num_cpus']} cores, {machine['cpu']}, {machine['gpu'] or 'no GPU'}",
     }
-    ledger = json.loads(kept_file.read_text()) if kept_file.exists() else {}
-    if any(ledger.get(name) != value for name, value in about.items()):
-        ledger = {**about, "tried": {}, "ranks": {}}
+    ledger = json.loads(kept_file.read_text()) if kept_file.exists() else {**about, "curves": {}, "ranks": {}}
+    if different := [name for name, value in about.items() if ledger[name] != value]:
+        parser.error(f"{kept_file} holds what was trained with another {different[0]}; move it away to begin anew")
+    curves, ranks = ledger["curves"], ledger["ranks"]  # by setting and seed
 
-    def fit(seed: int, setting: dict[str, Any]) -> tuple[PeerRecommender, list[float]]:
-        return train(sequences, section, arguments.epochs, arguments.patience, seed, **setting)
+    def trained(setting: dict[str, Any], seed: int) -> str:
+        """Train what is not there yet; the name it is kept by."""
+        name = f"{json.dumps(setting, sort_keys=True)}, seed {seed}"
+        if name not in curves:
+            recommender, curves[name] = train(sequences, section, arguments.epochs, arguments.patience, seed, **setting)
+            ranks[name] = evaluate(recommender, sequences, "test").tolist()
+            write_atomically(kept_file, json.dumps(ledger).encode())
+            console.say(f"{name}: validation NDCG@10 {max(curves[name]):.5f} after {int(np.argmax(curves[name])) + 1} epochs")
+        return name
 
-    def keep() -> None:
-        write_atomically(kept_file, json.dumps(ledger).encode())
-
-    ranks: dict[str, list[int]] = ledger["ranks"]
-    for setting in settings(sequences, arguments.batch_size):
-        name = json.dumps(setting, sort_keys=True)
-        if name in ledger["tried"]:
-            continue
-        recommender, curve = fit(seeds[0], setting)
-        ledger["tried"][name] = {"best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)}
-        if max(curve) == max(row["validation_ndcg_at_10"] for row in ledger["tried"].values()):
-            ranks |= {str(seeds[0]): evaluate(recommender, sequences, "test").tolist()}  # of the best so far
-        keep()
-        console.say(f"{name}: {ledger['tried'][name]}")
-    best = json.loads(max(ledger["tried"], key=lambda name: ledger["tried"][name]["validation_ndcg_at_10"]))
-    for seed in seeds:
-        if str(seed) not in ranks:
-            ranks[str(seed)] = evaluate(fit(seed, best)[0], sequences, "test").tolist()
-            keep()
+    search = settings(sequences, arguments.batch_size)
+    best = max(search, key=lambda setting: max(curves[trained(setting, seeds[0])]))
+    rank_SU = np.array([ranks[trained(best, seed)] for seed in seeds])
     own_U = np.mean([ndcg(kept_ranks(control, "test"), 10) for control in controls], axis=0)
-    peer_U = np.mean([ndcg(np.array(ranks[str(seed)]), 10) for seed in seeds], axis=0)
+    peer_U = ndcg(rank_SU, 10).mean(axis=0)
     rows = {
         "control-id": {"ndcg_at_10": float(own_U.mean()), "ci95": list(bootstrap_ci(own_U))},
         "rectools-sasrec": {
             "setting": best,
             "ndcg_at_10": float(peer_U.mean()),
             "ci95": list(bootstrap_ci(peer_U)),
-            "of_seeds": {seed: summary(np.array(rank_U)) for seed, rank_U in ranks.items()},
+            "of_seeds": [summary(rank_U) for rank_U in rank_SU],
         },
         "control-id over rectools-sasrec": paired_relative_difference(own_U, peer_U),
     }
-    found = about | {"date": time.strftime("%Y-%m-%d", time.gmtime()), "seeds": seeds, "tried": ledger["tried"], "rows": rows}
+    tried = [
+        {**setting, "best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)}
+        for setting in search
+        for curve in [curves[trained(setting, seeds[0])]]
+    ]
+    command = ["python tools/peer_sasrec.py", f"runs/{arguments.folder.name}"]
+    command += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    found = about | {"command": " ".join(command), "date": time.strftime("%Y-%m-%d", time.gmtime()), "seeds": seeds}
+    found |= {"tried": tried, "rows": rows}
     out = Path(f"docs/results/peer-sasrec-{arguments.folder.name}.json")
     write_atomically(out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
     console.result({"path": str(out), **found})

@@ -41,6 +41,7 @@ for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):  # o
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmark.environment import environment  # noqa: E402
+from foundation.recipe import slug  # noqa: E402
 from tests.faults import forge, killed_before  # noqa: E402
 from tools.mutants import Outcome, mutate, open_and_use  # noqa: E402
 
@@ -91,7 +92,8 @@ def main() -> None:
             }
             runs = ledger.get("runs", {}) | {phase: run | {"seconds": round(time.monotonic() - started)}}
             ledger |= run | {"runs": runs}
-            LEDGER.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+            told = json.dumps(ledger, indent=1, sort_keys=True).replace(str(work), "RUNS").replace(slug(str(work)), "RUNS")
+            LEDGER.write_text(told + "\n")
             say(json.dumps({key: value for key, value in ledger.items() if not isinstance(value, dict | list)}))
 
 

@@ -3,9 +3,9 @@
     L = (CE(A B^T / tau, diagonal) + CE(B A^T / tau, diagonal)) / 2
 
 A: eta W z_i, B: b_i, both of length 1, for the distinct items that are labels of the batch. Two items whose texts are as good
-as the same are no negatives of each other: their scores are taken out. Items whose text vector is zero have no part in it
-(those of an empty prompt all read "unknown": twins). Left out: a temperature that is learnt (CLIP), and projections of either
-side, since both already live in the space of the item table.
+as the same are no negatives of each other: their scores are taken out. Items whose text vector is zero have no part in it;
+those with an empty prompt all have the text "unknown", and so count as the same. Left out: a temperature that is learnt
+(CLIP), and projections of either side, since both already live in the space of the item table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Importers: one file, one source format, one `read(source, options) -> Tables`."""
+"""Importers: one file, one source format, one `read(source, **options) -> Tables`."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _unrolled(histories: pl.DataFrame, source: Path) -> pl.DataFrame:
     """An interaction a row, of lines that hold a user's history and the item after it."""
     if lacking := {"user_id", "item_id"}.difference(histories.columns):
         raise DataError(f"{source} has a column {_HISTORY!r} and no column {min(lacking)!r}")
-    if histories["user_id"].is_duplicated().any():
+    if histories["user_id"].drop_nulls().is_duplicated().any():
         raise DataError(
             f"{source} names a user twice: it holds histories cut off at several places, to train on; "
             "take the file with the whole ones (NAME.test.inter)"

@@ -72,15 +72,31 @@ class GraphRecommender(ABC):
                 feeds[name] = np.ascontiguousarray(asked.get(name, np.zeros((batch, 1))), np.int64)
         return feeds
 
-    def recommend_ids(self, histories: Sequence[Sequence[str]], k: int, **asked: np.ndarray) -> list[list[tuple[str, float]]]:
-        """(item id, score) of the top `k` for each history of ids, oldest first; unknown ids are skipped."""
-        known = [[self.index_of[item_id] for item_id in history if item_id in self.index_of] for history in histories]
-        index_BK, score_BK = self.recommend(self.padded([np.array(history, np.int64) for history in known]), k, **asked)
+    def recommend_ids(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        *,
+        exclude: Sequence[Sequence[str]] | None = None,
+        candidates: Sequence[Sequence[str]] | None = None,
+        query: np.ndarray | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """(item id, score) of the top `k` for each history of ids, oldest first; unknown ids are skipped.
+
+        `exclude` and `candidates` are ids for each history, `query` is float32[B, Z].
+        """
+        listed = {EXCLUDE: exclude, CANDIDATES: candidates}
+        asked = {name: pad_left(self._indices(ids)) for name, ids in listed.items() if ids is not None}
+        asked |= {} if query is None else {QUERY: query}
+        index_BK, score_BK = self.recommend(self.padded(self._indices(histories)), k, **asked)
         item_ids = self.item_ids()
         return [
             [(item_ids[index - 1], float(score)) for index, score in zip(*row, strict=True) if index]
             for row in zip(index_BK, score_BK, strict=True)
         ]
+
+    def _indices(self, ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        return [np.array([self.index_of[one] for one in own if one in self.index_of], np.int64) for own in ids]
 
     def padded(self, histories: list[np.ndarray]) -> np.ndarray:
         """One batch of histories, int64[B, L]."""

@@ -13,7 +13,7 @@ from recommender.runtimes.remote import RemoteRecommender
 
 
 class TritonRecommender(RemoteRecommender):
-    """A model of a server; `folder` is its folder in the model repository, or any other with its item_ids.json."""
+    """A model of a server; `folder` is the model repository (or its copy), in which item_ids.json lies."""
 
     def __init__(self, url: str, model: str, folder: Path, timeout_s: float = 5.0) -> None:
         super().__init__(folder / model)

@@ -70,7 +70,14 @@ REPORT: dict[str, Any] = {
     "date": "2026-01-01",
     "dataset": "<script>alert(1)</script>",
     "targets_sha256": "ab" * 32,
-    "environment": {"cpu": "a CPU & more", "gpu": "", "num_cpus": 2, "num_threads": 2, "versions": {"python": "3.11"}},
+    "environment": {
+        "cpu": "a CPU & more",
+        "gpu": "",
+        "num_cpus": 2,
+        "num_threads": 2,
+        "versions": {"python": "3.11"},
+        "sources_sha256": "cd",
+    },
     "protocol": {"accuracy": "full ranking", "users": 943, "seeds": [0, 1], "speed": "5 rounds"},
     "full_depth_teacher": {},
     "rows": [
@@ -255,6 +262,10 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [("cannot be compared" in warning) for warning in warnings] == [True, True, True, False, False]
     assert warnings[3:] == ["onnx: none and 1.20", "python: 3.11 and 3.12"]
     assert "warning: " in to_text(compare(one, other))
+    for sources, warning in (("ef", "were measured by different code of ours"), (None, "does not say by which code")):
+        other.write_text(json.dumps({**REPORT, "environment": {**REPORT["environment"], "sources_sha256": sources}}))
+        (told,) = compare(one, other)["warnings"]
+        assert warning in told
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "is no report"), ("[]", "is no report"), ("{}", "is no report")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,15 @@ class Row:
     broken: bool = False  # because something failed, not because this machine lacks what it needs
     runtime: str = "onnxruntime"  # of a graph or a student
     endpoint: str = ""  # of a server that answers instead: HOST:PORT/MODEL or http://…
-    graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`)
+    graph: dict[str, Any] = field(default_factory=dict)  # what graph of a student (`export.graph.ServingGraph`), which engine
+
+    def engines(self) -> list[Row]:
+        """This row, and one of every further engine of the same artefact that ran where it was built."""
+        further = [file for artifact in self.artifacts for file in artifact.metrics.get("ran", [])[1:]]
+        return [
+            self,
+            *(replace(self, variant=f"{self.variant}-{file.split('.')[0]}", graph={"engine": file}) for file in further),
+        ]
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,8 @@ def _row(row: Row, found: _Found) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "variant": row.variant,
         "status": f"failed: {failed}" if failed else status_of(artifact),
-        "artifact_bytes": None if row.endpoint else serving_bytes(artifact),  # of a server nothing is known
+        # Of a server nothing is known.
+        "artifact_bytes": None if row.endpoint else serving_bytes(artifact, row.graph.get("engine", "")),
         "seeds": [entry.manifest["seed"] for entry in row.artifacts],
         "artifact_digest": artifact.digest,
         "artifact_digests": [entry.digest for entry in row.artifacts],

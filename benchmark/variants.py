@@ -38,7 +38,8 @@ def open_variant(
 ) -> Opened:
     """Open an artefact for serving on `num_threads` threads, and see that it answers; imports only what its kind needs.
 
-    `runtime` is what runs an ONNX graph or a student, which then returns `k` items and is made a graph of these options.
+    `runtime` is what runs an ONNX graph or a student, which then returns `k` items and is made a graph of these options; of
+    several engines they name the file.
     """
     opened = _open(artifact, num_threads, runtime, k, graph)
     opened.recommender.recommend(np.array([[1]]), 1)
@@ -82,8 +83,7 @@ def _open(artifact: Artifact, num_threads: int, runtime: str, k: int, options: M
     if artifact.kind == "tensorrt":
         from recommender.runtimes.tensorrt import TensorRTRecommender
 
-        name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
-        engine = TensorRTRecommender(artifact.file(name))
+        engine = TensorRTRecommender(artifact.file(options.get("engine") or _first_engine(artifact)))
         return Opened(engine, "tensorrt cuda", engine.precision, artifact.metrics["num_parameters"])
     if artifact.kind.partition("-")[0] == "teacher":
         return _open_teacher(artifact, num_threads)
@@ -106,15 +106,19 @@ def open_full_depth(teacher: Artifact, llm: Artifact, num_threads: int) -> Opene
     return _opened_teacher(serving_teacher(full_depth_teacher(llm, text_IZ, section, tokens_IT)))
 
 
-def serving_bytes(artifact: Artifact) -> int:
+def _first_engine(artifact: Artifact) -> str:
+    """The first that ran where the engines were built, else the first."""
+    return artifact.metrics.get("ran", [engine["file"] for engine in artifact.metrics["engines"]])[0]
+
+
+def serving_bytes(artifact: Artifact, engine: str = "") -> int:
     """Bytes of what serving reads: ids, kept ranks and training curves left out, and of several engines the one that runs."""
     left_out = {"item_ids.json", "ranks.parquet", "training.parquet", "items.parquet", "quarantine.parquet"}
     files = {name: entry["bytes"] for name, entry in artifact.manifest["files"].items() if name not in left_out}
     if artifact.kind == "student":  # the checkpoint holds item texts as well, which are folded into the table when it is opened
         return 4 * artifact.metrics["num_parameters"]
     if artifact.kind == "tensorrt":
-        name = artifact.metrics.get("ran") or artifact.metrics["engines"][0]["file"]
-        return files[name]
+        return files[engine or _first_engine(artifact)]
     return sum(files.values())
 
 

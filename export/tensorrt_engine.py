@@ -163,7 +163,7 @@ def _run(
         ran.append(engine["file"])
     if not ran:
         return "built, not run"
-    draft.metrics["ran"] = ran[0]
+    draft.metrics["ran"] = ran
     return f"ran on {torch.cuda.get_device_name()}"
 
 

@@ -198,12 +198,10 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
-    from distill.audit import tell
-
     pipeline = _torch_pipeline(arguments)
     made = [(pipeline.teacher(seed), pipeline.audit(seed)) for seed in pipeline.recipe.seeds]
-    for _, audit in made:
-        tell(audit)
+    for seed in pipeline.recipe.seeds:
+        pipeline.tell_audit(seed)
     return {
         "stage": "teacher",
         "teachers": [{"path": str(teacher.path), **teacher.metrics, "audit": audit.metrics} for teacher, audit in made],
@@ -212,7 +210,6 @@ def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmark.table import accuracy_table
-    from distill.audit import tell
     from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER
 
     pipeline = _torch_pipeline(arguments)
@@ -224,15 +221,14 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
         for task in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
             if task.method == "audit":  # before anybody learns from whom it judged
-                tell(getattr(pipeline, task.method)(*task.arguments))
+                pipeline.tell_audit(int(task.arguments[0]))
     for seed in seeds:
         for name in pipeline.controls:
             if name != ENSEMBLE:  # which needs every seed's control-text
                 pipeline.arm(name, seed)
         pipeline.teacher(seed)
         audits[seed] = pipeline.audit(seed)
-        if arguments.jobs == 1:
-            tell(audits[seed])
+        pipeline.tell_audit(seed)
     for seed in seeds:
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}

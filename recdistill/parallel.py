@@ -161,6 +161,7 @@ def _work(
     try:
         recipe, runs, overwrite, tensorboard = options
         pipeline = Pipeline(Recipe.model_validate_json(recipe), runs, overwrite, tensorboard)
+        pipeline.told.update(pipeline.recipe.seeds)  # who began this process says what the audits found
         prepare_torch(pipeline.recipe)
         made = getattr(pipeline, method)
         if callable(made):

@@ -64,6 +64,7 @@ class Pipeline:
     def __init__(self, recipe: Recipe, runs: Path, overwrite: bool = False, tensorboard: Path | None = None) -> None:
         self.recipe, self.runs, self.overwrite, self.tensorboard = recipe, runs, overwrite, tensorboard
         self.folder = runs / recipe.name
+        self.told: set[int] = set()  # seeds whose audit was said
 
     @cached_property
     def data(self) -> Artifact:
@@ -215,6 +216,14 @@ class Pipeline:
 
         return self._make(self._seeded(seed, "audit"), "audit", recipe, inputs, build, seed)
 
+    def tell_audit(self, seed: int) -> None:
+        """Say, once, what the audit found: before a student is trained at the latest, whichever command needs one."""
+        from distill.audit import tell
+
+        if seed not in self.told:
+            self.told.add(seed)
+            tell(self.audit(seed))
+
     @property
     def controls(self) -> list[str]:
         """The arms that the student is compared with."""
@@ -268,6 +277,8 @@ class Pipeline:
             inputs["audit"] = self.audit(seed)
 
         def build(draft: Draft) -> None:
+            if arm == "student":
+                self.tell_audit(seed)
             options: dict[str, Any] = {"tracker": self._tracker(arm, seed)}
             if "text" in inputs:
                 options["text_IZ"] = load_text(inputs["text"])[1]
@@ -481,7 +492,7 @@ class Pipeline:
         lacking = "" if find_spec("openvino") else "OpenVINO is not installed; pip install -e .[openvino]"
         rows += [student, replace(student, variant="student-openvino", missing=student.missing or lacking, runtime="openvino")]
         rows += [self._row(f"student-{m}", lambda seed, m=m: self.quantized_student(m, seed), seeds) for m in SERVED_METHODS]
-        rows += [self._row("student-trt", self.tensorrt, seeds[:1])]
+        rows += self._row("student-trt", self.tensorrt, seeds[:1]).engines()
         section = self.recipe.benchmark
         if section.full:
             from export.aotinductor import lacks_compiler

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.accuracy import stage_before
 from benchmark.catalogue import drawn_graph
 from benchmark.ceiling import measure_ceilings, operations_in_torch, operations_of_graph, share_of_limit
 from benchmark.config import BenchmarkSection
@@ -21,6 +22,7 @@ from benchmark.gpu import Meter
 from benchmark.markdown import to_markdown
 from benchmark.report import Row, _estimates, build_report, comparisons
 from benchmark.runner import _ended, failure, measure, round_ratios, run_process
+from benchmark.variants import serving_bytes, status_of
 from benchmark.worker import WATCH, Job, NoNumbers, _Checked, run_job
 from distill.train_student import build_student
 from export.graph import ServingGraph
@@ -230,6 +232,22 @@ def test_what_cannot_be_made_is_a_row_that_says_why() -> None:
 
     with pytest.raises(ArtifactError):  # the user's to mend
         Pipeline._row("student-int8", damaged, [0])
+
+
+def test_every_engine_that_ran_is_a_row() -> None:
+    engines = [{"file": f"{precision}.engine"} for precision in ("fp32", "fp16", "int8")]
+    files = {engine["file"]: {"bytes": number} for number, engine in enumerate(engines, 1)} | {"item_ids.json": {"bytes": 9}}
+    manifest = {"kind": "tensorrt", "files": files, "metrics": {"engines": engines, "status": "built, not run"}}
+    built = Row("student-trt", [Artifact(Path("trt"), manifest)])
+    assert built.engines() == [built] and serving_bytes(built.artifacts[0]) == 1
+    ran = manifest | {"metrics": manifest["metrics"] | {"ran": ["fp16.engine", "int8.engine"]}}
+    rows = Row("student-trt", [Artifact(Path("trt"), ran)]).engines()
+    assert [(row.variant, row.graph) for row in rows] == [
+        ("student-trt", {}),
+        ("student-trt-int8", {"engine": "int8.engine"}),
+    ]
+    assert [serving_bytes(row.artifacts[0], row.graph.get("engine", "")) for row in rows] == [2, 3]
+    assert stage_before("student-trt-int8") == "student" and status_of(rows[0].artifacts[0]) == "ok"
 
 
 def test_the_full_benchmark(student: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

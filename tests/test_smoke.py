@@ -101,6 +101,21 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
 
 
+def test_whoever_needs_a_student_first_hears_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
+    options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
+    options += ["--set", "teacher.optim.epochs=1", "--set", "student.optim.epochs=1"]
+    assert main(["export", "onnx", *options]) == 0
+    told = capsys.readouterr().err
+    assert told.count("audit: teacher over control-text") == 1
+    assert told.index("audit: teacher over control-text") < told.index(
+        f"made {tmp_path / 'runs' / 'chain' / SEED / 'student'} "
+    )
+    run(["distill", *options], capsys, said="audit: teacher over control-text")
+    assert main(["export", "onnx", *options]) == 0
+    assert "audit:" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("key", "all_of_them"), [("text.layers=[15]", r"[-1]"), ("teacher.num_layers=3", "0")])
 def test_an_llm_too_shallow_for_the_recipe_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, all_of_them: str

@@ -318,6 +318,21 @@ def test_comparisons_pair_users_and_seeds() -> None:
     assert len(once["student-trt over student"]["per_seed"]) == 1 and once["student-trt over student"]["relative"] > 0
 
 
+def test_every_variant_is_compared_with_the_stage_before_and_what_is_served_with_the_teacher() -> None:
+    rank_SU = np.random.default_rng(0).integers(0, 5, (1, 200))
+    names = ("popularity", "control-id", "control-text", "control-tuned", "teacher", "teacher-nf4", "student", "student-new")
+    told = list(comparisons(dict.fromkeys(names, rank_SU)))
+    assert told == [
+        "control-text over control-id",
+        "control-tuned over control-text",
+        *(f"{taught} over {control}" for taught in ("teacher", "student") for control in names[1:4]),
+        "teacher-nf4 over teacher",
+        "student over teacher",
+        "student-new over student",
+        "student-new over teacher",
+    ]
+
+
 def test_operations_are_counted_as_by_hand(tmp_path: Path) -> None:
     """A graph of one product, and the same product in PyTorch."""
     import onnx

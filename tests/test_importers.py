@@ -60,7 +60,8 @@ SEQUENCES = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 
 
 def test_recbole_lines_may_hold_whole_histories(tmp_path: Path) -> None:
-    (tmp_path / "x.test.inter").write_text(f"{SEQUENCES}u\ti2 i1\ti3\nv\t\ti1\nw\ti1\t\n")
+    nobody = "\ti1\ti2\n" * 2  # two lines without a user are no user named twice
+    (tmp_path / "x.test.inter").write_text(f"{SEQUENCES}u\ti2 i1\ti3\nv\t\ti1\nw\ti1\t\n{nobody}")
     (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\ni1\tA\ni2\tB\ni3\tC\n")
     options = {"items": str(tmp_path / "x.item")}
     artifact = imported(tmp_path / "out", "recbole", tmp_path / "x.test.inter", options, threshold=0.5)
@@ -71,7 +72,8 @@ def test_recbole_lines_may_hold_whole_histories(tmp_path: Path) -> None:
         ("v", "i1"),
         ("w", "i1"),
     ]
-    assert [row[:2] for row in quarantine(artifact)] == [("interactions.parquet", 3)]  # w's last item has no name
+    rows = [row[1] for row in quarantine(artifact)]
+    assert rows == [3, 4, 4, 5, 5]  # w's last item has no name, and the last two lines no user
 
 
 def test_recbole_histories_to_train_on_are_refused(tmp_path: Path) -> None:

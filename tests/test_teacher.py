@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2Model
 
@@ -29,11 +30,13 @@ from distill.targets import _joined, build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
 from distill.text import _encode_resumably, build_text, encode, load_text
 from distill.text_items import item_tokens
+from distill.train_teacher import build_teacher
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
 from quantize.llm import build_quantized_llm
 from quantize.methods import LLM_METHODS
 from recdistill.cli import main
 from recommender.config import OptimSection, StudentSection
+from recommender.data import load_dataset
 from recommender.prompt import prompt_of
 from recommender.split import Sequences
 from recommender.student import Student
@@ -172,6 +175,23 @@ def test_saved_teacher_recommends_the_same(llm: Artifact, tmp_path: Path, tuning
     assert (index_BK == expected[0]).all()
     assert np.allclose(score_BK, expected[1], atol=1e-5)
     assert loaded.body.config.num_hidden_layers == 1
+
+
+def test_it_learns_from_scores_in_float32(
+    tiny_llm: Artifact, dataset: Artifact, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its body computes in bf16 as well: scores of 8 bits are what the loss must not see."""
+    items, section = load_dataset(dataset).items, TextSection(layers=[1])
+    text = make(tmp_path / "x", "item-text", recipe={}, inputs={}, build=lambda d: build_text(tiny_llm, items, section, d))
+    seen, cross_entropy = list[torch.Tensor](), F.cross_entropy
+    monkeypatch.setattr(
+        "distill.train_teacher.F.cross_entropy", lambda *given: seen.append(given[0].detach()) or cross_entropy(*given)
+    )
+    teacher = SECTION.model_copy(update={"precision": "bf16", "optim": OptimSection(epochs=1, batch_size=32)})
+    build_teacher(tiny_llm, text, None, sequences, teacher, 0, Draft(tmp_path / "t"))
+    logits_NI = seen[0]
+    assert logits_NI.dtype == torch.float32
+    assert (logits_NI.bfloat16().float() != logits_NI).float().mean() > 0.9
 
 
 def test_lora_trains_factors_only(tiny_llm: Artifact) -> None:

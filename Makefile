@@ -13,7 +13,7 @@ OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if
            $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
-.PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network check format coverage mutation torture peer-gptq peer-sasrec clean
+.PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network test-peers check format coverage mutation torture peer-gptq peer-sasrec clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
 test-network: $(VENV)/.dev ## the tests that need the internet
 	$(BIN)/pytest -q -m network
 
+test-peers: $(VENV)-peers/.installed ## the tests that compare with other libraries (RecTools, rbo)
+	$(VENV)-peers/bin/pytest -q -m peers
+
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -126,7 +129,7 @@ torture: $(VENV)/.dev ## kill, damage and feed nonsense to every stage, for hour
 	$(BIN)/python tools/torture.py
 
 $(VENV)-peers/.installed: tools/peers.txt pyproject.toml constraints.txt tools/install.sh
-	PYTHON=$(PYTHON) tools/install.sh $(VENV)-peers
+	PYTHON=$(PYTHON) tools/install.sh $(VENV)-peers dev
 	$(VENV)-peers/bin/python -m pip install --quiet --upgrade 'setuptools>=77' wheel
 	$(VENV)-peers/bin/python -m pip install --quiet --no-deps --no-build-isolation --requirement tools/peers.txt
 	touch $@

@@ -11,7 +11,11 @@ class BenchmarkSection(Section):
     """What is measured, how often, for how long."""
 
     rounds: int = Field(default=5, ge=1, description="fresh processes per variant; ratios need at least 5")
-    num_threads: int = Field(default=2, ge=1)
+    num_threads: int = Field(
+        default=1,
+        ge=1,
+        description="of the runtime: a core's pace. On two, a small model's depends on where the host puts them, by half",
+    )
     num_histories: int = Field(default=1000, ge=1, description="test histories that requests are drawn from")
     max_users: int = Field(default=0, ge=0, description="whose rankings are judged, drawn once; 0 = all")
     batch_size: int = Field(default=64, ge=1)

@@ -285,6 +285,10 @@ def _full_depth(own: list[dict[str, Any]], llm: Artifact) -> dict[str, Any]:
     return {"untrained": True, "num_layers": llm.metrics["num_layers"], **_speed_figures(own)} if own else {}
 
 
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
 def _protocol(rows: Sequence[Row], sequences: Sequences, max_length: int, section: BenchmarkSection) -> dict[str, Any]:
     student = next((row.artifacts for row in rows if row.variant == "student"), [])
     return {
@@ -292,5 +296,5 @@ def _protocol(rows: Sequence[Row], sequences: Sequences, max_length: int, sectio
         "users": len(sequences.evaluated_users),
         "seeds": [artifact.manifest["seed"] for artifact in student],
         "speed": f"{section.rounds} rounds of fresh processes in rotated order, histories of {max_length} items, batch 1 for "
-        f"latency and {section.batch_size} for throughput, {section.num_threads} threads, K = {section.k}",
+        f"latency and {section.batch_size} for throughput, {_threads(section.num_threads)}, K = {section.k}",
     }

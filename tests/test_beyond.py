@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import entropy, kendalltau
 
 from benchmark.accuracy import ALL, Judge, accuracy_figures
 from foundation.recipe import load_recipe
@@ -85,6 +85,8 @@ def test_miscalibration() -> None:
         p, q = distribution(history), distribution(top)
         smooth = [0.99 * b + 0.01 * a for a, b in zip(p, q, strict=True)]
         expected.append(sum(a * math.log(a / b) for a, b in zip(p, smooth, strict=True) if a > 0))
+        if sum(p) and sum(q):
+            assert expected[-1] == pytest.approx(entropy(p, smooth))
     found = beyond.miscalibration(TOP, HISTORIES, shares)
     assert found == pytest.approx(expected)
     assert (found >= -1e-12).all()

@@ -31,13 +31,13 @@ from quantize.methods import ENGINE_METHODS, GRAPH_METHODS
 from recommender.beyond import overlap
 from recommender.config import StudentSection
 from recommender.ranking import pad_left
-from recommender.runtimes import METHODS, open_graph
+from recommender.runtimes import open_graph
 from recommender.runtimes.base import GRAPH, ITEM_IDS
 from recommender.runtimes.onnxruntime import OnnxRecommender
 from recommender.runtimes.tensorrt import TensorRTUnavailable, import_tensorrt
 from recommender.split import Sequences
 from recommender.student import Student, StudentRecommender
-from tests.contracts import GraphQuantizerContract, RuntimeContract
+from tests.contracts import GraphQuantizerContract
 
 NUM_ITEMS = 400
 ENGINES = TensorRTSection(precisions=["fp32"], targets=["sm89"], profiles=[[1, 64]], max_length=64, max_listed=32)
@@ -395,29 +395,6 @@ def test_hard_histories_are_part_of_parity(catalogue: Sequences) -> None:
     assert len(histories[4]) == NUM_ITEMS - 20
     assert (pad_left(histories).shape[0], len(requests.target_N)) == (60, 60)
     assert (requests.target_N[:5] == 0).all() and (requests.target_N[5:] > 0).all()
-
-
-class TestOnnxRuntime(RuntimeContract):
-    runtime = "onnxruntime"
-
-
-class TestPlainOnnxRuntime(RuntimeContract):
-    runtime = "onnxruntime-plain"
-
-
-@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
-class TestOpenVino(RuntimeContract):
-    runtime = "openvino"
-    min_overlap, max_score_difference = 0.95, 0.1  # bfloat16 where the CPU has it
-
-
-@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
-class TestOpenVinoFloat(RuntimeContract):
-    runtime = "openvino-fp32"
-
-
-def test_every_runtime_has_its_contract() -> None:
-    assert {contract.runtime for contract in RuntimeContract.__subclasses__()} == set(METHODS)
 
 
 def slow_answer(student: Student, history: list[int], exclude: list[int], candidates: list[int], query: np.ndarray) -> dict:

@@ -59,6 +59,18 @@ def test_items_are_ours_again(peer: Any) -> None:
 
 
 def test_a_length_beyond_the_longest_history_is_tried_once(peer: Any) -> None:
-    for longest, lengths in ((30, {50}), (50, {50}), (51, {50, 200}), (400, {50, 200})):
+    for longest, lengths in ((15, [20]), (20, [20]), (21, [20, 50]), (51, [20, 50, 200]), (400, [20, 50, 200])):
         sequences = SimpleNamespace(num_users=2, train=lambda u, longest=longest: np.arange((3, longest)[u]))
-        assert {row["session_max_len"] for row in peer.settings(sequences, 64)} == lengths
+        assert peer.lengths(sequences) == lengths
+
+
+def test_the_search_takes_dropout_and_rate_first_and_then_the_length(peer: Any) -> None:
+    asked = []
+
+    def score(setting: dict[str, Any]) -> float:
+        asked.append(setting)
+        return setting["dropout_rate"] + 100 * setting["lr"] - abs(setting["session_max_len"] - 50)
+
+    best = peer.search(score, [20, 50, 200], 64)
+    assert best == {"session_max_len": 50, "dropout_rate": 0.4, "lr": 2e-3, "batch_size": 64}
+    assert [setting["session_max_len"] for setting in asked] == [20] * 4 + [20, 50, 200]

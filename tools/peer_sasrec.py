@@ -4,8 +4,10 @@
 
 RecTools 0.19 declares a numpy older than ours; it runs with ours. It trains its own way (full softmax and Adam, the last
 `session_max_len` items of every user, one window each); the setting and the epoch are those that are best on validation, the
-former by the first seed, as control-id's were. Both are ranked by our evaluator; what RecTools has never seen in training comes
-last. What was trained is kept in FOLDER/peer-sasrec.json after every run; the same command goes on with what is lacking.
+former by the first seed, as control-id's were: dropout and learning rate in a grid, then the length. On a large dataset
+`--setting-of` takes what was best on a sample of its users. Both are ranked by our evaluator; what RecTools has never seen in
+training comes last. What was trained is kept in FOLDER/peer-sasrec.json after every run; the same command goes on with what is
+lacking.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,9 @@ from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference, 
 from recommender.split import Sequences, build_sequences
 from recommender.torch_ranking import top_k
 
-SESSIONS, DROPOUTS, RATES = (50, 200), (0.2, 0.4), (1e-3, 2e-3)
+LENGTHS, DROPOUTS, RATES = (20, 50, 200), (0.2, 0.4), (1e-3, 2e-3)
 UNKNOWN = -1e9
+Setting = dict[str, Any]
 
 
 class PeerRecommender:
@@ -118,14 +122,20 @@ def train(
     return PeerRecommender(model.lightning_model, length, sequences.num_items), keep.curve
 
 
-def settings(sequences: Sequences, batch_size: int) -> list[dict[str, Any]]:
-    """The search: of the lengths those that are shorter than the longest history, and the next."""
+def lengths(sequences: Sequences) -> list[int]:
+    """Of those to be tried the ones that are shorter than the longest history, and the next."""
     longest = max(len(sequences.train(u)) for u in range(sequences.num_users))
-    lengths = [length for length, shorter in zip(SESSIONS, (0, *SESSIONS), strict=False) if shorter < longest]
-    return [
-        {"session_max_len": length, "dropout_rate": dropout, "lr": rate, "batch_size": batch_size}
-        for length, dropout, rate in itertools.product(lengths, DROPOUTS, RATES)
+    return [length for length, shorter in zip(LENGTHS, (0, *LENGTHS), strict=False) if shorter < longest]
+
+
+def search(score: Callable[[Setting], float], lengths: list[int], batch_size: int) -> Setting:
+    """The setting of the highest score: dropout and learning rate of the grid at the first length, then the length."""
+    grid = [
+        {"session_max_len": lengths[0], "dropout_rate": dropout, "lr": rate, "batch_size": batch_size}
+        for dropout, rate in itertools.product(DROPOUTS, RATES)
     ]
+    best = max(grid, key=score)
+    return max(({**best, "session_max_len": length} for length in lengths), key=score)
 
 
 def main() -> None:
@@ -134,6 +144,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200, help="at most")
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better validation NDCG@10 before stopping")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--setting-of", type=Path, metavar="FILE", help="a result of this command: its setting, not searched again"
+    )
     arguments = parser.parse_args()
     sequences = build_sequences(load_dataset(load(arguments.folder / "data", "dataset")))
     controls = [load(path, "control-id") for path in sorted(arguments.folder.glob("seed-*/control-id"))]
@@ -163,8 +176,10 @@ def main() -> None:
             console.say(f"{name}: validation NDCG@10 {max(curves[name]):.5f} after {int(np.argmax(curves[name])) + 1} epochs")
         return name
 
-    search = settings(sequences, arguments.batch_size)
-    best = max(search, key=lambda setting: max(curves[trained(setting, seeds[0])]))
+    if arguments.setting_of:
+        best = json.loads(arguments.setting_of.read_text())["rows"]["rectools-sasrec"]["setting"]
+    else:
+        best = search(lambda setting: max(curves[trained(setting, seeds[0])]), lengths(sequences), arguments.batch_size)
     rank_SU = np.array([ranks[trained(best, seed)] for seed in seeds])
     own_U = np.mean([ndcg(kept_ranks(control, "test"), 10) for control in controls], axis=0)
     peer_U = ndcg(rank_SU, 10).mean(axis=0)
@@ -178,13 +193,12 @@ def main() -> None:
         },
         "control-id over rectools-sasrec": paired_relative_difference(own_U, peer_U),
     }
-    tried = [
-        {**setting, "best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)}
-        for setting in search
-        for curve in [curves[trained(setting, seeds[0])]]
-    ]
+    tried = {
+        name: {"best_epoch": int(np.argmax(curve)) + 1, "validation_ndcg_at_10": max(curve)} for name, curve in curves.items()
+    }
     command = ["python tools/peer_sasrec.py", f"runs/{arguments.folder.name}"]
     command += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command += ["--setting-of", str(arguments.setting_of)] if arguments.setting_of else []
     found = about | {"command": " ".join(command), "date": time.strftime("%Y-%m-%d", time.gmtime()), "seeds": seeds}
     found |= {"tried": tried, "rows": rows}
     out = Path(f"docs/results/peer-sasrec-{arguments.folder.name}.json")

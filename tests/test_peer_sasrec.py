@@ -64,7 +64,7 @@ def test_a_length_beyond_the_longest_history_is_tried_once(peer: Any) -> None:
         assert peer.lengths(sequences) == lengths
 
 
-def test_the_search_takes_dropout_and_rate_first_and_then_the_length(peer: Any) -> None:
+def test_the_search_takes_the_length_first_and_then_dropout_and_rate(peer: Any) -> None:
     asked = []
 
     def score(setting: dict[str, Any]) -> float:
@@ -73,4 +73,4 @@ def test_the_search_takes_dropout_and_rate_first_and_then_the_length(peer: Any) 
 
     best = peer.search(score, [20, 50, 200], 64)
     assert best == {"session_max_len": 50, "dropout_rate": 0.4, "lr": 2e-3, "batch_size": 64}
-    assert [setting["session_max_len"] for setting in asked] == [20] * 4 + [20, 50, 200]
+    assert [setting["session_max_len"] for setting in asked] == [20, 50, 200] + [50] * 4

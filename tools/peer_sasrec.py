@@ -4,7 +4,7 @@
 
 RecTools 0.19 declares a numpy older than ours; it runs with ours. It trains its own way (full softmax and Adam, the last
 `session_max_len` items of every user, one window each); the setting and the epoch are those that are best on validation, the
-former by the first seed, as control-id's were: dropout and learning rate in a grid, then the length. On a large dataset
+former by the first seed, as control-id's were: the length, then dropout and learning rate in a grid. On a large dataset
 `--setting-of` takes what was best on a sample of its users. Both are ranked by our evaluator; what RecTools has never seen in
 training comes last. What was trained is kept in FOLDER/peer-sasrec.json after every run; the same command goes on with what is
 lacking.
@@ -129,13 +129,11 @@ def lengths(sequences: Sequences) -> list[int]:
 
 
 def search(score: Callable[[Setting], float], lengths: list[int], batch_size: int) -> Setting:
-    """The setting of the highest score: dropout and learning rate of the grid at the first length, then the length."""
-    grid = [
-        {"session_max_len": lengths[0], "dropout_rate": dropout, "lr": rate, "batch_size": batch_size}
-        for dropout, rate in itertools.product(DROPOUTS, RATES)
-    ]
-    best = max(grid, key=score)
-    return max(({**best, "session_max_len": length} for length in lengths), key=score)
+    """The setting of the highest score: the length at the first dropout and learning rate, then these in a grid."""
+    first = {"dropout_rate": DROPOUTS[0], "lr": RATES[0], "batch_size": batch_size}
+    best = max(({**first, "session_max_len": length} for length in lengths), key=score)
+    grid = itertools.product(DROPOUTS, RATES)
+    return max(({**best, "dropout_rate": dropout, "lr": rate} for dropout, rate in grid), key=score)
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-_ELSEWHERE = ("pandas", "pytorch_lightning", "rectools", "rectools.dataset", "rectools.models")  # in .venv-peers only
+_LIGHTNING = [".".join(("rectools", "models", "nn", "transformers", "lightning")[: n + 1]) for n in range(5)]
+_ELSEWHERE = ("pandas", "pytorch_lightning", "rectools.dataset", *_LIGHTNING)  # in .venv-peers only
 NUM_ITEMS, LENGTH = 8, 2
 KNOWN = np.array(["PAD", 7, 3, 5], dtype=object)  # by the library's own number
 
@@ -23,6 +24,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name in _ELSEWHERE:
         module = ModuleType(name)
         module.__dict__.update(Callback=object, LightningModule=object, Trainer=object, Dataset=None, SASRecModel=object)
+        module.__dict__.update(TransformerLightningModule=object)
         monkeypatch.setitem(sys.modules, name, module)
     yield importlib.import_module("tools.peer_sasrec")
     sys.modules.pop("tools.peer_sasrec")
@@ -74,3 +76,38 @@ def test_the_search_takes_the_length_first_and_then_dropout_and_rate(peer: Any) 
     best = peer.search(score, [20, 50, 200], 64)
     assert best == {"session_max_len": 50, "dropout_rate": 0.4, "lr": 2e-3, "batch_size": 64}
     assert [setting["session_max_len"] for setting in asked] == [20, 50, 200] + [50] * 4
+
+
+@pytest.mark.peers
+def test_without_padding_its_loss_and_gradient_are_the_librarys() -> None:
+    import pandas as pd
+    from rectools.dataset import Dataset
+    from rectools.models import SASRecModel
+    from rectools.models.nn.transformers.lightning import TransformerLightningModule
+
+    from tools.peer_sasrec import WithoutPadding
+
+    rng = np.random.default_rng(0)
+    rows = [(user, item, n) for user in range(12) for n, item in enumerate(rng.permutation(30)[: rng.integers(2, 12)])]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+    table["datetime"], table["weight"] = pd.to_datetime(table["datetime"], unit="D"), 1.0
+    found = []
+    for module in (TransformerLightningModule, WithoutPadding):
+        torch.manual_seed(0)
+        model = SASRecModel(
+            n_blocks=1, n_heads=2, n_factors=8, session_max_len=6, dropout_rate=0.0, epochs=0, lightning_module_type=module
+        )
+        model.fit(Dataset.construct(table))
+        trained = model.lightning_model
+        torch.manual_seed(0)
+        trained._xavier_normal_init()
+        trained.log = lambda *_, **__: None
+        batch = next(iter(model.data_preparator.get_dataloader_train()))
+        assert (batch["y"] == 0).any()
+        loss = trained.training_step(batch, 0)
+        loss.backward()
+        found.append((loss, {name: weight.grad for name, weight in trained.torch_model.named_parameters()}))
+    (loss, gradients), (own_loss, own_gradients) = found
+    torch.testing.assert_close(own_loss, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(own_gradients[name], gradient, msg=name)

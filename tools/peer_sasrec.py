@@ -3,11 +3,11 @@
     make peer-sasrec        # an environment of its own, .venv-peers; docs/results/peer-sasrec-DATASET.json
 
 RecTools 0.19 declares a numpy older than ours; it runs with ours. It trains its own way (full softmax and Adam, the last
-`session_max_len` items of every user, one window each); the setting and the epoch are those that are best on validation, the
-former by the first seed, as control-id's were: the length, then dropout and learning rate in a grid. On a large dataset
-`--setting-of` takes what was best on a sample of its users. Both are ranked by our evaluator; what RecTools has never seen in
-training comes last. What was trained is kept in FOLDER/peer-sasrec.json after every run; the same command goes on with what is
-lacking.
+`session_max_len` items of every user, one window each), but for padding, whose scores it would compute and not use; the
+setting and the epoch are those that are best on validation, the former by the first seed, as control-id's were: the length,
+then dropout and learning rate in a grid. On a large dataset `--setting-of` takes what was best on a sample of its users. Both
+are ranked by our evaluator; what RecTools has never seen in training comes last. What was trained is kept in
+FOLDER/peer-sasrec.json after every run; the same command goes on with what is lacking.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
+from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from torch import Tensor
 
 from benchmark.environment import environment
@@ -67,6 +68,16 @@ class PeerRecommender:
         hidden = self.network.encode_sessions({"x": session}, self.table)[:, -1]
         score_BI = (hidden @ self.table.T)[:, self.internal_I].masked_fill(self.lacks_I, UNKNOWN)
         return top_k(score_BI, history, k)
+
+
+class WithoutPadding(TransformerLightningModule):
+    """RecTools' softmax loss, of the positions that have a target: the same number, and no scores of padding."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        has_target_BL, network = batch["y"] != 0, self.torch_model
+        table = network.item_model.get_all_embeddings()
+        hidden_NZ = network.encode_sessions(batch, table)[has_target_BL]
+        return F.cross_entropy(network.similarity_module(hidden_NZ, table) / self.logits_t, batch["y"][has_target_BL])
 
 
 class KeepBest(lightning.Callback):
@@ -111,6 +122,7 @@ def train(
         n_factors=section.hidden_size,
         deterministic=True,
         epochs=epochs,
+        lightning_module_type=WithoutPadding,
         get_trainer_func=quiet_trainer,
         get_trainer_func_kwargs={"epochs": epochs, "length": length, "patience": patience},
         **setting,

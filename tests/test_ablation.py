@@ -7,11 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from distill.objectives.config import OPTIONS as OBJECTIVES
 from distill.regularisers.config import OPTIONS as REGULARISERS
+from foundation.artifact import load
 from tests.constructed import write_chain_dataset, write_tiny_llm
 from tools import ablation
 
@@ -101,6 +103,27 @@ def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     ablation.Ledger(argparse.Namespace(**asked, set=[*keys, "benchmark.rounds=2"]))  # which shapes no row, and is not refused
     with pytest.raises(ValueError, match="rows of another recipe"):
         ablation.Ledger(argparse.Namespace(**asked, set=[*keys, "student.dropout=0.3"]))
+
+
+def test_a_row_of_several_seeds_is_their_mean(tmp_path: Path) -> None:
+    data, llm = write_chain_dataset(tmp_path / "chain", num_users=60), write_tiny_llm(tmp_path / "tiny-llm")
+    out, runs = tmp_path / "ledger.json", tmp_path / "runs"
+    words = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--users", "50", "--runs", str(runs), "--out", str(out)]
+    for key in (f"teacher.llm={llm}", "num_threads=1", "teacher.optim.epochs=1", "student.optim.epochs=1", "seeds=[0,1]"):
+        words += ["--set", key]
+    ablation.main([*words, "--jobs", "2", "--only", "taught by a reader of texts"])
+    rows = json.loads(out.read_text())["rows"]
+    assert set(rows) == {"teacher reads texts", "taught by a reader of texts"}
+    for name, row in rows.items():
+        folders = [next(runs.glob(f"*/{name.replace(' ', '-')}/seed-{seed}/{row['arm']}")) for seed in (0, 1)]
+        arms = [load(folder) for folder in folders]
+        assert row["artifact"] == ",".join(arm.digest for arm in arms) and row["control"].count(",") == 1
+        assert arms[0].digest != arms[1].digest
+        for part in ("validation", "test"):
+            assert row[part]["ndcg_at_10"] == pytest.approx(np.mean([arm.metrics[part]["ndcg_at_10"] for arm in arms]))
+    for start in runs.glob("*/teacher-reads-texts/seed-*/teacher/manifest.json"):
+        seed = start.parts[-3]
+        assert start.samefile(next(runs.glob(f"*/taught-by-a-reader-of-texts/{seed}/teacher/manifest.json")))
 
 
 def test_more_users_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
     python tools/ablation.py --recipe recipes/amazon18-games.toml --users 10000 --jobs 12
 
-The recipe's chain is made once, for its first seed, with the teacher alone as who teaches by forward_kl; every variant of
-VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained anew, at most `--jobs` at a time.
+The recipe's chain is made once, for seed 0 (others by `--set seeds=[0,1,2]`), with the teacher alone as who teaches by
+forward_kl; every variant of VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained
+anew, at most `--jobs` at a time.
 Written to docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over the sampled users with its
-interval and its paired difference to control-text, on validation and on test. What was interrupted, or failed, is gone on from
-by the same command; what is there already is neither made nor dated anew.
+interval and its paired difference to control-text, on validation and on test, each user's mean over seeds. What was
+interrupted, or failed, is gone on from by the same command; what is there already is neither made nor dated anew.
 
 (To compare finished runs of whole recipes, over all seeds: the phase `ablation` of tools/distill_figures.py.)
 """
@@ -122,34 +123,43 @@ def main(words: list[str] | None = None) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     ledger = Ledger(arguments)
     chain = _pipeline(arguments, ledger.runs, CHAIN, ())
-    seed = chain.recipe.seeds[0]
-    for task in make_side_by_side(_shared(distill_tasks(chain), seed), arguments.jobs):
+    for task in make_side_by_side(_shared(distill_tasks(chain)), arguments.jobs):
         print(f"{CHAIN}: {task}", file=sys.stderr)
-    tasks = dict[str, Task]()
+    controls = _of_seeds(chain, "control-text")
+    ledger.require_same(controls)
+    tasks = dict[str, list[Task]]()  # of each variant, one a seed
     for name in _starts_first(arguments.only):
         variant = VARIANTS[name]
         pipeline = _pipeline(arguments, ledger.runs, name.replace(" ", "-").replace(",", ""), variant.keys)
-        what = ("teacher", (seed,)) if variant.arm == "teacher" else ("arm", (variant.arm, seed))
-        tasks[name] = Task(pipeline, *what, after=(tasks[variant.start],) if variant.start else ())
+        tasks[name] = [
+            Task(pipeline, *_of_arm(variant.arm, seed), after=tuple(tasks.get(variant.start, [])))
+            for seed in pipeline.recipe.seeds
+        ]
         if not variant.start:
             _link(chain.folder, pipeline.folder)
-    control = load(_seeded(chain, seed) / "control-text")
-    ledger.require_same(control)
-    name_of, judged = {task: name for name, task in tasks.items()}, []
+    everything = {task: name for name, own in tasks.items() for task in own}
+    done, judged = set[Task](), []
     with ThreadPoolExecutor(1) as judge:  # while it judges a variant the next is trained
-        for task in make_side_by_side(list(tasks.values()), arguments.jobs):
-            for other in tasks.values():
-                if task in other.after:
-                    _link(task.pipeline.folder, other.pipeline.folder)
-            variant = VARIANTS[name_of[task]]
-            judged.append(judge.submit(ledger.judge, name_of[task], load(_seeded(task.pipeline, seed) / variant.arm), control))
+        for task in make_side_by_side(list(everything), arguments.jobs):
+            done.add(task)
+            name = everything[task]
+            if done.issuperset(tasks[name]):
+                for other in tasks:
+                    if VARIANTS[other].start == name:
+                        _link(task.pipeline.folder, tasks[other][0].pipeline.folder)
+                judged.append(judge.submit(ledger.judge, name, _of_seeds(task.pipeline, VARIANTS[name].arm), controls))
     for row in judged:
         row.result()
 
 
-def _shared(tasks: list[Task], seed: int) -> list[Task]:
+def _of_arm(arm: str, seed: int) -> tuple[str, tuple[str | int, ...]]:
+    """Method and arguments of the pipeline that make it."""
+    return ("teacher", (seed,)) if arm == "teacher" else ("arm", (arm, seed))
+
+
+def _shared(tasks: list[Task]) -> list[Task]:
     """Of the recipe's chain what variants share: control-text, what teaches the student, and all that these need."""
-    needed = {task for task in tasks if task.method == "targets" or task.arguments == ("control-text", seed)}
+    needed = {task for task in tasks if task.method == "targets" or task.arguments[:1] == ("control-text",)}
     for task in reversed(tasks):
         needed.update(task.after if task in needed else ())
     return [task for task in tasks if task in needed]
@@ -161,8 +171,12 @@ def _starts_first(names: Iterable[str]) -> list[str]:
     return sorted({*names, *starts}, key=lambda name: (name not in starts, list(VARIANTS).index(name)))
 
 
-def _seeded(pipeline: Pipeline, seed: int) -> Path:
-    return pipeline.folder / f"seed-{seed}"
+def _of_seeds(pipeline: Pipeline, arm: str) -> list[Artifact]:
+    return [load(pipeline.folder / f"seed-{seed}" / arm) for seed in pipeline.recipe.seeds]
+
+
+def _digests(artifacts: list[Artifact]) -> str:
+    return ",".join(artifact.digest for artifact in artifacts)
 
 
 def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
@@ -199,32 +213,34 @@ class Ledger:
         self._read()
         _draw(data, users, self.runs / "sample")
 
-    def require_same(self, control: Artifact) -> None:
-        """Raise unless every row that is there was compared with this control-text: others do not belong in its table."""
-        if others := {row.get("control", "one that was not recorded") for row in self._read()["rows"].values()} - {
-            control.digest
-        }:
+    def require_same(self, controls: list[Artifact]) -> None:
+        """Raise unless every row that is there was compared with these control-texts: others do not belong in its table."""
+        rows = self._read()["rows"].values()
+        if others := {row.get("control", "one that was not recorded") for row in rows} - {_digests(controls)}:
             raise ValueError(
-                f"{self.out} holds rows that were compared with another control-text ({min(others)[:24]}) than {control.path}; "
-                "move it away, or name another --out"
+                f"{self.out} holds rows that were compared with another control-text ({min(others)[:24]}) than "
+                f"{controls[0].path}; move it away, or name another --out"
             )
 
-    def judge(self, name: str, made: Artifact, control: Artifact) -> None:
-        """Write the row of a variant, in the place of one of its name, unless it is there of this very artefact."""
-        if self._read()["rows"].get(name, {}).get("artifact") == made.digest:
+    def judge(self, name: str, made: list[Artifact], controls: list[Artifact]) -> None:
+        """Write the row of a variant, in the place of one of its name, unless it is there of these very artefacts."""
+        if self._read()["rows"].get(name, {}).get("artifact") == _digests(made):
             return
         variant = VARIANTS[name]
-        row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys), "num_epochs": len(kept_history(made))}
+        row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys)}
+        row["num_epochs"] = max(len(kept_history(one)) for one in made)
         for part in ("validation", "test"):
-            own_U, control_U = (ndcg(kept_ranks(artifact, part), 10) for artifact in (made, control))
+            own_U, control_U = (
+                np.mean([ndcg(kept_ranks(one, part), 10) for one in artifacts], axis=0) for artifacts in (made, controls)
+            )
             row[part] = {
                 "ndcg_at_10": float(own_U.mean()),
                 "ci95": list(bootstrap_ci(own_U)),
                 "over_control_text": paired_relative_difference(own_U, control_U),
             }
         row |= {
-            "artifact": made.digest,
-            "control": control.digest,
+            "artifact": _digests(made),
+            "control": _digests(controls),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             **self.run,
         }

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.catalogue_loss import over_catalogue
 from distill.config import DistillSection
 from distill.device import device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
@@ -63,43 +64,52 @@ class Losses:
         """`loss`, and its terms before their weights: `label`, and one of each objective and regulariser."""
         history_BL, label_BL = (torch.from_numpy(part).to(device()) for part in (batch.history_BL, batch.label_BL))
         table_ID = self.student.items()
-        states, labelled_BL = self.student.states(history_BL, table_ID), label_BL > 0
-        logits_NI = states["hidden"][labelled_BL] @ table_ID[1:].T
-        label_N = F.cross_entropy(logits_NI, label_BL[labelled_BL] - 1, reduction="none")
+        states, taught_BL = self.student.states(history_BL, table_ID), self._taught(batch)
+        terms = self._scored(states["hidden"][label_BL > 0], table_ID[1:], batch, taught_BL)
         step = Step(self.student, table_ID, history_BL, label_BL, torch.from_numpy(batch.user_B).to(device()))
-        terms = {name: regulariser(step) for name, regulariser in self.regularisers.items()}
-        weight = {name: regulariser.weight for name, regulariser in self.regularisers.items()}
-        total = label_N.mean()
-        if self.targets is not None and self.distill is not None:
-            taught_BL = self._taught(batch)
-            keep_BL = torch.from_numpy(taught_BL).to(device())
-            terms |= self._taught_terms(states, logits_NI, labelled_BL, keep_BL, batch.position_BL[taught_BL])
-            total = torch.where(keep_BL[labelled_BL], self.distill.label_weight, 1.0).to(label_N) @ label_N / len(label_N)
-            weight |= {name: own.weight for name, own in (self.objectives | self.state_objectives).items()}
-        elif not terms:
-            return {"loss": total}
-        return {"loss": total + sum(weight[name] * term for name, term in terms.items()), "label": label_N.mean(), **terms}
+        beside = {name: (regulariser.weight, regulariser(step)) for name, regulariser in self.regularisers.items()}
+        beside |= self._held(states, batch, taught_BL)
+        terms["loss"] = terms["loss"] + sum(weight * term for weight, term in beside.values())
+        if self.targets is None and not self.regularisers:
+            del terms["label"]  # which is the loss
+        return terms | {name: term for name, (_, term) in beside.items()}
 
     def _taught(self, batch: Batch) -> np.ndarray:
         """Which positions of a batch learn from the targets, bool[B, L]."""
         labelled_BL = batch.label_BL > 0
+        if self.targets is None:
+            return np.zeros_like(labelled_BL)
         return labelled_BL if self.taught_P is None else labelled_BL & self.taught_P[batch.position_BL - 1]
 
-    def _taught_terms(
-        self, states: Mapping[str, Tensor], logits_NI: Tensor, labelled_BL: Tensor, keep_BL: Tensor, position_T: np.ndarray
-    ) -> dict[str, Tensor]:
-        """Each objective over the T positions that are taught, times their share of all."""
-        if not len(position_T) or self.targets is None:
+    def _scored(self, hidden_ND: Tensor, table_ID: Tensor, batch: Batch, taught_BL: np.ndarray) -> dict[str, Tensor]:
+        """`loss` of the scores of all N labelled positions: the label and, over those that are taught, each objective."""
+        labelled_BL, count = batch.label_BL > 0, len(batch)
+        taught_N, position_N = taught_BL[labelled_BL], batch.position_BL[labelled_BL]
+        label_N = torch.from_numpy(batch.label_BL[labelled_BL] - 1).to(device())
+        label_weight = 1.0 if self.distill is None else self.distill.label_weight
+        weight_N = torch.from_numpy(np.where(taught_N, label_weight, 1.0)).to(hidden_ND)
+
+        def terms(scores_RI: Tensor, rows: slice) -> dict[str, Tensor]:
+            label_R, taught_R = F.cross_entropy(scores_RI, label_N[rows], reduction="none"), taught_N[rows]
+            found = {"loss": weight_N[rows] @ label_R / count, "label": label_R.sum() / count}
+            if taught_R.any() and self.objectives and self.targets is not None:
+                taught_TI = scores_RI if taught_R.all() else scores_RI[torch.from_numpy(taught_R).to(device())]
+                teacher, share = self.targets.at(position_N[rows][taught_R], device()), int(taught_R.sum()) / count
+                for name, objective in self.objectives.items():
+                    found[name] = share * objective(taught_TI, teacher)
+                    found["loss"] = found["loss"] + objective.weight * found[name]
+            return found
+
+        return over_catalogue(hidden_ND, table_ID, terms)
+
+    def _held(self, states: Mapping[str, Tensor], batch: Batch, taught_BL: np.ndarray) -> dict[str, tuple[float, Tensor]]:
+        """Weight and term of each objective that reads states, over the positions that are taught, times their share of all."""
+        if self.targets is None or not self.state_objectives or not taught_BL.any():
             return {}
-        share = len(position_T) / len(logits_NI)
-        scored_TI = logits_NI if share == 1 else logits_NI[keep_BL[labelled_BL]]  # a copy is as large as they are
-        teacher = self.targets.at(position_T, device())
-        terms = {name: share * objective(scored_TI, teacher) for name, objective in self.objectives.items()}
-        if self.state_objectives:
-            own = {name: state[keep_BL] for name, state in states.items()}
-            held = self.targets.states_at(position_T, device())
-            terms |= {name: share * objective(own, held, keep_BL) for name, objective in self.state_objectives.items()}
-        return terms
+        keep_BL, share = torch.from_numpy(taught_BL).to(device()), int(taught_BL.sum()) / len(batch)
+        own = {name: state[keep_BL] for name, state in states.items()}
+        held = self.targets.states_at(batch.position_BL[taught_BL], device())
+        return {name: (one.weight, share * one(own, held, keep_BL)) for name, one in self.state_objectives.items()}
 
 
 def build_student(

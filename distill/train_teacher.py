@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from distill.catalogue_loss import cross_entropy
 from distill.config import TeacherSection
 from distill.device import autocast, compute_dtype, device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
@@ -49,8 +49,8 @@ def build_teacher(
         table_ID = teacher.table()
         with autocast(dtype):  # the hidden states only: scores in bf16 have 8 bits, and tie
             hidden_BLD = teacher(torch.from_numpy(batch.history_BL).to(device()), table_ID)
-        logits_NI = hidden_BLD[label_BL > 0].float() @ table_ID[1:].T
-        return {"loss": F.cross_entropy(logits_NI, label_BL[label_BL > 0] - 1)}
+        labelled_BL = label_BL > 0
+        return {"loss": cross_entropy(hidden_BLD[labelled_BL].float(), table_ID[1:], label_BL[labelled_BL] - 1)}
 
     def last_hidden(history_BL: Tensor, table_ID: Tensor) -> Tensor:
         with autocast(dtype):

@@ -216,6 +216,12 @@ class ObjectiveContract:
         moved = self.make()(student[rows][:, columns], self.targets(teacher[rows][:, columns]))
         assert moved.item() == pytest.approx(loss.item(), rel=1e-9)
 
+    def test_it_is_a_mean_over_positions(self) -> None:
+        """So that training may score a few of them at a time."""
+        student, teacher = self.logits(2), self.logits(1)
+        each = [self.make()(student[n : n + 1], self.targets(teacher[n : n + 1])).item() for n in range(NUM_POSITIONS)]
+        assert self.make()(student, self.targets(teacher)).item() == pytest.approx(sum(each) / NUM_POSITIONS, rel=1e-9)
+
     def test_a_constant_added_to_logits_does_not_matter(self) -> None:
         targets = self.targets(self.logits(1))
         assert self.make()(self.logits(2) + 3, targets).item() == pytest.approx(

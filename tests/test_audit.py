@@ -209,10 +209,12 @@ def test_shards_are_the_same_on_every_device(
     assert len(shards[0]) > 2 and shards[0] == shards[1]
 
 
+@pytest.mark.parametrize("max_scores", [1 << 22, 1000], ids=["at once", "in chunks"])
 def test_the_loss_of_a_batch_equals_its_slow_definition(
-    targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+    targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch, max_scores: int
 ) -> None:
     """Position by position, each history without padding: the label, less where it is taught, and there the teacher."""
+    monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
     monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
     torch.manual_seed(0)
     section = STUDENT.model_copy(update={"dropout": 0.0})
@@ -241,6 +243,9 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
     assert (batch.history_BL == 0).any() and taught.item() > 0
     for name, expected in (("loss", total), ("label", label), ("forward_kl", taught)):
         assert found[name].item() == pytest.approx(float(expected.detach()) / count, rel=1e-5), name
+    weights = list(student.parameters())
+    for own, slow in zip(torch.autograd.grad(found["loss"], weights), torch.autograd.grad(total / count, weights), strict=True):
+        assert torch.allclose(own, slow, rtol=1e-4, atol=1e-7)
 
 
 def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:

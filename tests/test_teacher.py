@@ -185,7 +185,8 @@ def test_it_learns_from_scores_in_float32(
     text = make(tmp_path / "x", "item-text", recipe={}, inputs={}, build=lambda d: build_text(tiny_llm, items, section, d))
     seen, cross_entropy = list[torch.Tensor](), F.cross_entropy
     monkeypatch.setattr(
-        "distill.train_teacher.F.cross_entropy", lambda *given: seen.append(given[0].detach()) or cross_entropy(*given)
+        "distill.catalogue_loss.F.cross_entropy",
+        lambda *given, **how: seen.append(given[0].detach()) or cross_entropy(*given, **how),
     )
     teacher = SECTION.model_copy(update={"precision": "bf16", "optim": OptimSection(epochs=1, batch_size=32)})
     build_teacher(tiny_llm, text, None, sequences, teacher, 0, Draft(tmp_path / "t"))

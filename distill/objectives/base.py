@@ -71,5 +71,5 @@ class Objective(Generic[Options]):
         return self.options.weight
 
     def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        """Mean loss over positions, a scalar, before the weight."""
+        """Mean loss over positions, a scalar, before the weight; they come a few at a time (`distill/catalogue_loss.py`)."""
         raise NotImplementedError

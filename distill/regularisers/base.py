@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from distill.catalogue_loss import cross_entropy
 from distill.regularisers.config import RegulariserOptions
 from recommender.student import Student
 
@@ -30,7 +30,7 @@ class Step:
     def cross_entropy(self, hidden_BLD: Tensor) -> Tensor:
         """Of the next items, over the whole catalogue, given hidden states."""
         keep_BL = self.label_BL > 0
-        return F.cross_entropy(hidden_BLD[keep_BL] @ self.table_ID[1:].T, self.label_BL[keep_BL] - 1)
+        return cross_entropy(hidden_BLD[keep_BL], self.table_ID[1:], self.label_BL[keep_BL] - 1)
 
 
 class Regulariser(Generic[Options]):

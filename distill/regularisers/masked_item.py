@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.catalogue_loss import cross_entropy
 from distill.regularisers.base import Regulariser, Step
 from distill.regularisers.config import MaskedItemOptions
 
@@ -26,4 +27,4 @@ class MaskedItem(Regulariser[MaskedItemOptions]):
             return step.table_ID.sum() * 0
         item_BLD = F.embedding(step.history_BL, step.table_ID) * ~masked_BL[:, :, None]
         hidden_BLD = step.student.encode(item_BLD, known_BL, causal=False)
-        return F.cross_entropy(hidden_BLD[masked_BL] @ step.table_ID[1:].T, step.history_BL[masked_BL] - 1)
+        return cross_entropy(hidden_BLD[masked_BL], step.table_ID[1:], step.history_BL[masked_BL] - 1)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MAX_SCORES_CPU, _MAX_SCORES_GPU = 1 << 22, 1 << 28  # of a chunk: 16 MiB of float32, which a cache holds, and 1 GiB
+_MAX_SCORES_CPU, _MAX_SCORES_GPU = 1 << 21, 1 << 28  # of a chunk: 8 MiB of float32, which a cache holds, and 1 GiB
 
 Terms = dict[str, Tensor]
 

@@ -210,11 +210,11 @@ def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
 
 
 def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
-    """Completed histories per second: batches of 64, 2 threads, each in its fastest correct precision and runtime."""
+    """Completed histories per second, threads and batches as the recipe has them, each in its fastest precision and runtime."""
     recipe, seed = pipeline.recipe, pipeline.recipe.seeds[0]
     if recipe.teacher.items == "text":
         raise SystemExit("speed draws a teacher of soft tokens; of one that reads texts `make bench` measures the trained one")
-    section = recipe.benchmark.model_copy(update={"num_threads": 2, "timeout_s": 1800.0})
+    section = recipe.benchmark.model_copy(update={"timeout_s": 1800.0})
     torch.set_num_threads(section.num_threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -248,7 +248,13 @@ def speed(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     full = rows[FULL_DEPTH]
     share = full["num_parameters"] / rows[fastest]["num_parameters"]
     return {
-        "speed": {"rows": rows, "fastest_student": fastest, "student_over": over},
+        "speed": {
+            "rows": rows,
+            "fastest_student": fastest,
+            "student_over": over,
+            "batch_size": section.batch_size,
+            "num_threads": section.num_threads,
+        },
         "full_depth_teacher": {**full, "untrained": True, "parameters_over_student": share},
         "arms": {"teacher": {"throughput_per_s": pace["teacher"]}}
         | {arm: {"throughput_per_s": max(pace[name] for name in pace if name.startswith(f"{arm}, "))} for arm in graphs},

@@ -17,7 +17,7 @@ MemberName = Literal["teacher", "control-text", "control-id", "control-tuned", "
 
 
 class TextSection(Section):
-    """Item text vectors by the LLM: mean over the prompt's tokens of hidden states, then PCA for the student."""
+    """Item text vectors by the LLM: mean over the prompt's tokens of hidden states; principal components for the student."""
 
     prompt: str = Field(
         default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
@@ -28,6 +28,10 @@ class TextSection(Section):
     max_tokens: int = Field(default=64, ge=1, le=8192)
     batch_size: int = Field(default=32, ge=1)
     student_dims: int = Field(default=128, ge=1, description="principal components given to the student")
+    whiten: bool = Field(
+        default=False,
+        description="every component at unit variance, however little the LLM makes of it: for catalogues with many users",
+    )
 
     @field_validator("layers")
     @classmethod

@@ -2,8 +2,9 @@
 
 Shapes: I items (row 0 is padding and zero), D the LLM's width times the layers that are read, Z = `student_dims`.
 
-The teacher gets the standardised vectors, the student the first Z principal components, scaled to unit mean variance. Mean and
-components are kept, so that a new item's vectors are computed the same way (`project`).
+The teacher gets the standardised vectors, the student the first Z principal components, scaled to unit mean variance. With
+`text.whiten` each has unit variance (Zhang et al., 2024: WhitenRec): a few directions hold most of what an LLM's vectors vary
+by, and little of what tells items apart. Mean and components are kept, so that a new item's vectors are computed the same way.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from recommender.prompt import prompt_of
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
+_LEAST = 1e-2  # of the first component's deviation; what varies less than so is taken as rounding, and not scaled up further
 
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
@@ -36,12 +38,12 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
     mean_D, std_D = mean_and_deviation(vectors_ID)
     standard_ID = (vectors_ID - mean_D) / std_D
-    components_DZ, scale = _principal_components(standard_ID, section.student_dims)
+    components_DZ = _principal_components(standard_ID, section.student_dims, section.whiten)
     if components_DZ.shape[1] < section.student_dims:
         console.say(
             f"warning: there are {components_DZ.shape[1]} components, fewer than text.student_dims = {section.student_dims}"
         )
-    tensors = {"mean": mean_D, "std": std_D, "components": components_DZ, "scale": np.array([scale], np.float32)}
+    tensors = {"mean": mean_D, "std": std_D, "components": components_DZ}
     save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
     draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}
 
@@ -63,18 +65,13 @@ def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarra
     return np.concatenate(list(_encode_chunks(llm, prompts, section, 0)))
 
 
-def project(standard_ID: np.ndarray, components_DZ: np.ndarray, scale: float) -> np.ndarray:
-    """Standardised vectors to what the student reads, float32[I, Z]."""
-    return standard_ID @ components_DZ * scale
-
-
 @opens
 def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame) -> np.ndarray:
     """What a student reads of new items, float32[len(items), Z], computed as `text` was for the catalogue."""
     section = TextSection.model_validate(text.recipe["text"])
     fitted = load_file(text.file(VECTORS))
     vectors_ND = encode(llm, prompts_of(items, section), section)
-    return project((vectors_ND - fitted["mean"]) / fitted["std"], fitted["components"], float(fitted["scale"][0]))
+    return (vectors_ND - fitted["mean"]) / fitted["std"] @ fitted["components"]
 
 
 @opens
@@ -84,14 +81,13 @@ def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     num_items = artifact.metrics["num_items"]
     if tensors["vectors"].ndim != 2 or len(tensors["vectors"]) != num_items + 1:
         raise ValueError(f"its vectors have the shape {tensors['vectors'].shape}, there are {num_items} items and padding")
-    return tensors["vectors"], project(tensors["vectors"], tensors["components"], float(tensors["scale"][0]))
+    return tensors["vectors"], tensors["vectors"] @ tensors["components"]
 
 
 @opens
 def text_basis(artifact: Artifact) -> np.ndarray:
     """What takes standardised vectors to what the student reads, float32[D, Z]."""
-    tensors = load_file(artifact.file(VECTORS))
-    return tensors["components"] * float(tensors["scale"][0])
+    return load_file(artifact.file(VECTORS))["components"]
 
 
 def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, checkpoint: Path) -> np.ndarray:
@@ -125,8 +121,9 @@ def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, star
         yield vectors
 
 
-def _principal_components(standard_ID: np.ndarray, dims: int) -> tuple[np.ndarray, float]:
-    """The first `dims` right singular vectors float32[D, Z], and the scale that gives projections unit mean variance."""
-    _, _, components = np.linalg.svd(standard_ID, full_matrices=False)
-    components_DZ = np.ascontiguousarray(components[:dims].T)
-    return components_DZ, float(1 / ((standard_ID @ components_DZ).std() + 1e-6))
+def _principal_components(standard_ID: np.ndarray, dims: int, whiten: bool) -> np.ndarray:
+    """What takes standardised vectors to their first `dims` principal components, float32[D, Z]."""
+    _, singular, components = np.linalg.svd(standard_ID, full_matrices=False)
+    std_Z = singular[:dims] / np.sqrt(len(standard_ID))
+    scale_Z = np.maximum(std_Z, _LEAST * std_Z[0]) if whiten else np.sqrt((std_Z**2).mean())
+    return np.ascontiguousarray(components[:dims].T / (scale_Z + 1e-6), np.float32)

@@ -28,7 +28,7 @@ from distill.llm import (
 from distill.members import Ensemble, StudentMember, TeacherMember
 from distill.targets import _joined, build_targets, load_targets
 from distill.teacher import Teacher, full_depth_teacher, load_teacher, merged_body, new_teacher, save_teacher, serving_teacher
-from distill.text import _encode_resumably, build_text, encode, load_text
+from distill.text import _encode_resumably, _principal_components, build_text, encode, load_text
 from distill.text_items import item_tokens
 from distill.train_teacher import build_teacher
 from foundation.artifact import Artifact, ArtifactError, Draft, load, make
@@ -278,9 +278,10 @@ def test_prompts() -> None:
     assert prompt_of({"title": ""}, template) == "unknown"
 
 
-def test_text_vectors(tiny_llm: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whiten", [True, False])
+def test_text_vectors(tiny_llm: Artifact, tmp_path: Path, whiten: bool) -> None:
     titles = [f"thing {i}" if i % 3 else f"thing {i} group {i} group {i} thing" for i in range(50)]
-    section = TextSection(prompt="{title}", batch_size=4, student_dims=6)
+    section = TextSection(prompt="{title}", batch_size=4, student_dims=6, whiten=whiten)
     items = pl.DataFrame({"title": titles})
     artifact = make(
         tmp_path / "t", "item-text", recipe={}, inputs={}, build=lambda draft: build_text(tiny_llm, items, section, draft)
@@ -290,9 +291,21 @@ def test_text_vectors(tiny_llm: Artifact, tmp_path: Path) -> None:
     assert student_IZ.shape == (51, 6)
     assert (teacher_ID[0] == 0).all()
     assert (student_IZ[0] == 0).all()
-    assert student_IZ[1:].std() == pytest.approx(1, abs=0.01)
+    covariance_ZZ = np.cov(student_IZ[1:].T, bias=True)
+    spread_Z = np.diag(covariance_ZZ)
+    assert spread_Z.mean() == pytest.approx(1, abs=0.01)
+    assert np.allclose(covariance_ZZ - np.diag(spread_Z), 0, atol=1e-3)
+    assert np.allclose(spread_Z, 1, atol=0.01) if whiten else spread_Z[0] > 2 > 1 > spread_Z[-1]
     alone = np.concatenate([encode(tiny_llm, [title], section) for title in titles[:5]])
     assert np.allclose(encode(tiny_llm, titles, section)[:5], alone, atol=2e-2)  # bf16 where the hardware has it
+
+
+def test_whitening_does_not_raise_rounding(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    flat_ID = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 8)) + 1e-7 * rng.normal(size=(200, 8))  # of rank 3
+    flat_ID = (flat_ID - flat_ID.mean(0)).astype(np.float32)
+    spread_Z = (flat_ID @ _principal_components(flat_ID, 8, True)).std(axis=0)
+    assert np.allclose(spread_Z[:3], 1, atol=0.01) and (spread_Z[3:] < 1e-3).all()
 
 
 def test_interrupted_text_goes_on(tiny_llm: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -13,7 +13,18 @@ from distill.regularisers.config import OPTIONS as REGULARISERS
 from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
-MemberName = Literal["teacher", "control-text", "control-id", "control-tuned", "item-encoder"]
+VIEW = "view-"  # begins the name of an arm of a view
+_WHO = ("teacher", "control-text", "control-id", "control-tuned", "item-encoder")
+_MEMBERS = f"{', '.join(_WHO)}, and {VIEW}NAME of the section views"
+
+
+def _known_member(name: str) -> str:
+    if name not in _WHO and not name.startswith(VIEW):
+        raise ValueError(f"nobody is named {name!r}; known: {_MEMBERS}")
+    return name
+
+
+MemberName = Annotated[str, AfterValidator(_known_member)]
 
 
 class TextSection(Section):
@@ -90,17 +101,24 @@ class TargetsSection(Section):
     top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
-        default={"teacher": 1.0}, description="whose log-probabilities are averaged, and with which weights; 0 = left out"
+        default={"teacher": 1.0},
+        description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
+        "of the view's text",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
     )
 
+    @property
+    def who(self) -> list[str]:
+        """Those who teach: the members of a weight above 0."""
+        return [name for name, weight in self.members.items() if weight]
+
     @field_validator("members")
     @classmethod
     def _somebody_teaches(cls, members: dict[str, float]) -> dict[str, float]:
         if not any(members.values()):
-            raise ValueError(f"nobody teaches; give one of {', '.join(get_args(MemberName))} a weight above 0")
+            raise ValueError(f"nobody teaches; give a weight above 0 to one of {_MEMBERS}")
         return members
 
 

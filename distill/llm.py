@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,11 @@ def load_tokenizer(llm: Artifact) -> Any:
     return tokenizer
 
 
-def require_depth(llm: Artifact, layers: Sequence[int], num_layers: int) -> None:
-    """Raise unless the LLM has the layers that a recipe names as text.layers and teacher.num_layers."""
+def require_depth(llm: Artifact, layers: Mapping[str, Sequence[int]], num_layers: int) -> None:
+    """Raise unless the LLM has the layers that a recipe names, by section, and as teacher.num_layers."""
     depth = llm.metrics["num_layers"]
-    for key, value, deepest, everything in (
-        ("text.layers", list(layers), max(layers), "[-1]"),
-        ("teacher.num_layers", num_layers, num_layers, "0"),
-    ):
+    asked = [(f"{section}.layers", list(own), max(own), "[-1]") for section, own in layers.items()]
+    for key, value, deepest, everything in (*asked, ("teacher.num_layers", num_layers, num_layers, "0")):
         if deepest > depth:
             raise TeacherError(
                 f"{key} = {value}, but {llm.path.name} has {depth} layers; --set {key}={everything} takes them all"

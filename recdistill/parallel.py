@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import cast
 
-from distill.config import TargetsSection
+from distill.config import VIEW, TargetsSection
 from foundation.failure import Explained, address_space_is_spent, causes, first_line, lacks_disk, lacks_memory
 from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
@@ -55,6 +55,8 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
     baselines = [task("baseline", name, after=[data]) for name in ("popularity", "item-knn")]
     trained: dict[tuple[str, int], Task] = {}
     text_of_student = dict.fromkeys(recipe.seeds, text)
+    views = [who for who in recipe.targets.who if who.startswith(VIEW)]
+    text_of_view = {view: task("text_of", view, recipe.seeds[0], after=(data, llm)) for view in views}
     for seed in recipe.seeds:
         own = {name: task("arm", name, seed, after=[it]) for name, it in (("control-id", data), ("control-text", text))}
         if recipe.item_encoder:
@@ -62,12 +64,13 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
             own[ITEM_ENCODER] = task("item_encoder", seed, after=read)
             text_of_student[seed] = task("text_of", "student", seed, after=[own[ITEM_ENCODER]])
             own[TUNED] = task("arm", TUNED, seed, after=[text_of_student[seed]])
+        own |= {view: task("arm", view, seed, after=[text_of_view[view]]) for view in text_of_view}
         own["teacher"] = task("teacher", seed, after=[text_of_student[seed], own.get(recipe.teacher.item_init, data)])
         trained |= {(name, seed): one for name, one in own.items()}
 
     def teaching(section: TargetsSection, seed: int) -> list[Task]:
         seeds = recipe.seeds if section.seeds == "all" else [seed]
-        return [trained[who, own] for who, weight in section.members.items() if weight for own in seeds]
+        return [trained[who, own] for who in section.who for own in seeds]
 
     audits = {
         seed: task(

@@ -3,6 +3,7 @@
     RUNS/llm/NAME                                 the LLM
     RUNS/DATASET/data, popularity, item-knn, text, text-encoder, targets (of all seeds), targets-control-ensemble-kd
     RUNS/DATASET/seed-S/control-id, control-text, control-ensemble-kd, teacher, audit, targets, student
+    RUNS/DATASET/view-NAME, seed-S/view-NAME      where a view of the recipe teaches: its item text and its arm
     RUNS/DATASET/seed-S/item-encoder, text-tuned, control-tuned          where the recipe tunes an item encoder
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
                                                   student-openvino, student-triton
@@ -20,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.config import VIEW
 from foundation import console
 from foundation.artifact import Artifact, Draft, Unavailable, make
 from foundation.failure import first_line
@@ -28,7 +30,7 @@ from recdistill.recipe import Recipe
 
 if TYPE_CHECKING:
     from benchmark.report import Row
-    from distill.config import TargetsSection
+    from distill.config import TargetsSection, TextSection
     from distill.tracking import Tracker
     from export.verify import Row as VerifiedRow
     from recommender.ranking import Recommender
@@ -102,20 +104,23 @@ class Pipeline:
 
         name = self.recipe.teacher.llm
         llm = self._make(self.runs / "llm" / slug(name), "llm", llm_key(name), {}, lambda draft: build_llm(name, draft))
-        require_depth(llm, self.recipe.text.layers, self.recipe.teacher.num_layers)
+        texts = {"text": self.recipe.text} | {f"views.{name}": self.recipe.view(name) for name in self.recipe.views}
+        require_depth(llm, {key: text.layers for key, text in texts.items()}, self.recipe.teacher.num_layers)
         return llm
 
     @cached_property
     def text(self) -> Artifact:
+        return self._text(self.folder / "text", self.llm, self.recipe.text)
+
+    def _text(self, out: Path, llm: Artifact, section: TextSection, seed: int | None = None) -> Artifact:
         from distill.text import build_text
         from recommender.data import load_dataset
 
         def build(draft: Draft) -> None:
-            build_text(self.llm, load_dataset(self.data).items, self.recipe.text, draft)
+            build_text(llm, load_dataset(self.data).items, section, draft)
 
-        return self._make(
-            self.folder / "text", "item-text", self._sections("text"), {"data": self.data, "llm": self.llm}, build
-        )
+        recipe = {"text": section.model_dump(mode="json")}
+        return self._make(out, "item-text", recipe, {"data": self.data, "llm": llm}, build, seed)
 
     def item_encoder(self, seed: int) -> Artifact:
         """The LLM tuned to encode items: an LLM again, and the recommender it was trained in."""
@@ -147,18 +152,10 @@ class Pipeline:
 
     def text_of(self, arm: str, seed: int) -> Artifact:
         """The item text vectors of an arm."""
-        from distill.text import build_text
-        from recommender.data import load_dataset
-
+        if arm.startswith(VIEW):
+            return self._text(self.folder / arm, self.llm, self.recipe.view(arm.removeprefix(VIEW)))
         llm = self.llm_of(arm, seed)
-        if llm is self.llm:
-            return self.text
-
-        def build(draft: Draft) -> None:
-            build_text(llm, load_dataset(self.data).items, self.recipe.text, draft)
-
-        inputs = {"data": self.data, "llm": llm}
-        return self._make(self._seeded(seed, "text-tuned"), "item-text", self._sections("text"), inputs, build, seed)
+        return self.text if llm is self.llm else self._text(self._seeded(seed, "text-tuned"), llm, self.recipe.text, seed)
 
     def text_encoder(self) -> Artifact:
         """What made the item text vectors of the first seed's student, as an ONNX graph for services."""
@@ -256,12 +253,12 @@ class Pipeline:
         return {
             f"{who}-{own}": (weight, special[who](own) if who in special else self.arm(who, own))
             for who, weight in section.members.items()
-            if weight
+            if who in section.who
             for own in (self.recipe.seeds if section.seeds == "all" else [seed])
         }
 
     def arm(self, arm: str, seed: int) -> Artifact:
-        """control-id, control-text, control-tuned, control-ensemble-kd or student."""
+        """control-id, control-text, control-tuned, control-ensemble-kd, view-NAME or student."""
         from distill.audit import worse_slices
         from distill.targets import load_targets
         from distill.text import load_text

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
-from distill.config import DistillSection, ItemEncoderSection, Regularisers, TargetsSection, TeacherSection, TextSection
+from distill.config import (
+    VIEW,
+    DistillSection,
+    ItemEncoderSection,
+    Regularisers,
+    TargetsSection,
+    TeacherSection,
+    TextSection,
+)
 from distill.objectives.config import MiniLmOptions, states_needed, weights_of
 from distill.regularisers.config import OPTIONS as REGULARISERS
 from export.config import ExportSection
-from foundation.recipe import Contradiction, Section, slug
+from foundation.recipe import Contradiction, Section, check_options, slug
 from quantize.config import QuantizeSection
 from recommender.config import DataSection, StudentSection
 
@@ -40,6 +48,10 @@ class Recipe(Section):
     )
     data: DataSection
     text: TextSection = TextSection()
+    views: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
+        default={},
+        description="other texts of the same items, for members of targets: name -> the keys in which it differs from `[text]`",
+    )
     item_encoder: ItemEncoderSection | None = Field(default=None, description="absent: the LLM encodes items as it is")
     teacher: TeacherSection = TeacherSection()
     targets: TargetsSection = TargetsSection()
@@ -75,7 +87,15 @@ class Recipe(Section):
                 "teacher.items",
                 "teacher.item_init",
             )
-        members = [who for who, weight in self.targets.members.items() if weight]
+        for name, own in self.views.items():
+            check_options(TextSection, self.text.model_dump() | own, f"views.{name}")
+        members = self.targets.who
+        if unknown := [who for who in members if who.startswith(VIEW) and who.removeprefix(VIEW) not in self.views]:
+            raise Contradiction(
+                f"targets.members names {unknown[0]}, and the recipe has no [views.{unknown[0].removeprefix(VIEW)}]",
+                "targets.members",
+                "views",
+            )
         for key, named in (("targets.members", members), ("teacher.item_init", [teacher.item_init])):
             if self.item_encoder is None and (lacking := {"control-tuned", "item-encoder"} & set(named)):
                 raise Contradiction(
@@ -130,6 +150,10 @@ class Recipe(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise Contradiction(f"seeds = {self.seeds} names a seed twice", "seeds")
         return self
+
+    def view(self, name: str) -> TextSection:
+        """The text of a view, by its name."""
+        return TextSection.model_validate(self.text.model_dump() | self.views[name])
 
     @property
     def lesson(self) -> str:

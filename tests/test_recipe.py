@@ -100,6 +100,17 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             'name = "x"\n[data]\n[targets]\nmembers = { item-encoder = 1.0 }\n',
             r"r.toml:4: targets.members names item-encoder, which a recipe without the section item_encoder has not",
         ),
+        ('name = "x"\n[data]\n[targets]\nmembers = { tutor = 1.0 }\n', r"r.toml:4: targets.members.* nobody is named 'tutor'"),
+        (
+            'name = "x"\n[data]\n[targets]\nmembers = { view-a = 1.0 }\n',
+            r"r.toml:4: targets.members names view-a, and the recipe has no \[views.a\]",
+        ),
+        (
+            'name = "x"\n[data]\n[views.a]\nlayer = [8]\n',
+            r"r.toml:4: unknown recipe key 'views.a.layer'; did you mean 'views.a.layers'",
+        ),
+        ('name = "x"\n[data]\n[views.a]\nlayers = [0]\n', r"r.toml:4: views.a.layers.* from 1 on"),
+        ('name = "x"\n[data]\n[views."../a"]\nlayers = [8]\n', r"views.../a = .*should match pattern"),
         (
             'name = "x"\n[data]\n[teacher]\nitem_init = "control-tuned"\nitem_size = 64\n',
             r"r.toml:4: teacher.item_init names control-tuned, which a recipe without the section item_encoder has not",

@@ -66,11 +66,12 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The LLM and control-text of both seeds teach the student, control-text's seeds alone the control."""
+    """The LLM, control-text and a view, of both seeds, teach the student, control-text's seeds alone the control."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
-    keys += ["targets.members={teacher = 2.0, control-text = 1.0}", "teacher.optim.epochs=2", "student.optim.epochs=3"]
+    keys += ["targets.members={teacher = 2.0, control-text = 1.0, view-short = 1.0}", "views.short.max_tokens=2"]
+    keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
     keys += ["distill.follow_audit=true"]
@@ -80,8 +81,13 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"student over control-ensemble-kd", "control-ensemble-kd over control-text"} < set(found["comparisons"])
     runs = tmp_path / "runs" / "chain"
     digest = {
-        f"{arm}-{seed}": load(runs / f"seed-{seed}" / arm).digest for arm in ("teacher", "control-text") for seed in (0, 1)
+        f"{arm}-{seed}": load(runs / f"seed-{seed}" / arm).digest
+        for arm in ("teacher", "control-text", "view-short")
+        for seed in (0, 1)
     }
+    view, text = load(runs / "view-short"), load(runs / "text")
+    assert view.recipe["text"] == text.recipe["text"] | {"max_tokens": 2}
+    assert load(runs / "seed-1" / "view-short").manifest["inputs"]["text"] == view.digest != text.digest
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
@@ -95,7 +101,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((runs / "targets" / "index.json").read_text())["states"] == ["hidden", "query", "key", "value"]
     assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1}
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
-    assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 10  # four arms and the teacher, twice
+    assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 12  # five arms and the teacher, twice
     for seed in (0, 1):
         for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
@@ -116,7 +122,9 @@ def test_whoever_needs_a_student_first_hears_of_its_teacher(tmp_path: Path, caps
     assert "audit:" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("key", "all_of_them"), [("text.layers=[15]", r"[-1]"), ("teacher.num_layers=3", "0")])
+@pytest.mark.parametrize(
+    ("key", "all_of_them"), [("text.layers=[15]", r"[-1]"), ("views.a.layers=[3]", r"[-1]"), ("teacher.num_layers=3", "0")]
+)
 def test_an_llm_too_shallow_for_the_recipe_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, all_of_them: str
 ) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _MAX_SCORES_CPU, _MAX_SCORES_GPU = 1 << 21, 1 << 28  # of a chunk: 8 MiB of float32, which a cache holds, and 1 GiB
+_MIN_ROWS = 128  # of a chunk all the same: each makes a gradient as large as the table
 
 Terms = dict[str, Tensor]
 
@@ -24,10 +25,11 @@ Terms = dict[str, Tensor]
 def over_catalogue(hidden_ND: Tensor, table_ID: Tensor, terms: Callable[[Tensor, slice], Terms]) -> Terms:
     """The sums over chunks of what `terms(scores_RI, rows)` says of the R positions of a chunk, which `rows` cuts out of N.
 
-    `loss` is differentiable (once) in `hidden_ND` and `table_ID`; of the other terms only their values are kept.
+    `loss` is differentiable (once) in `hidden_ND`, of one position or more, and in `table_ID`; of the other terms only their
+    values are kept. What `terms` draws at random it draws for each chunk.
     """
     most = _MAX_SCORES_GPU if hidden_ND.is_cuda else _MAX_SCORES_CPU
-    rows_at_once = max(most // len(table_ID), 1)
+    rows_at_once = max(most // len(table_ID), _MIN_ROWS)
     own_ID = table_ID.detach().requires_grad_()
     sums, by_hidden, by_table_ID = Terms(), list[Tensor](), torch.zeros_like(own_ID)
     for start in range(0, len(hidden_ND), rows_at_once):

@@ -41,7 +41,7 @@ class TextSection(Section):
     student_dims: int = Field(default=128, ge=1, description="principal components given to the student")
     whiten: bool = Field(
         default=False,
-        description="every component at unit variance, however little the LLM makes of it: for catalogues with many users",
+        description="every component at unit variance, however little the LLM makes of it: where items have few interactions",
     )
 
     @field_validator("layers")

@@ -27,7 +27,7 @@ from recommender.prompt import prompt_of
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
-_LEAST = 1e-2  # of the first component's deviation; what varies less than so is taken as rounding, and not scaled up further
+_LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less is taken as rounding, and raised no further
 
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
@@ -38,14 +38,14 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
     mean_D, std_D = mean_and_deviation(vectors_ID)
     standard_ID = (vectors_ID - mean_D) / std_D
-    components_DZ = _principal_components(standard_ID, section.student_dims, section.whiten)
-    if components_DZ.shape[1] < section.student_dims:
+    projection_DZ = _principal_components(standard_ID, section.student_dims, section.whiten)
+    if projection_DZ.shape[1] < section.student_dims:
         console.say(
-            f"warning: there are {components_DZ.shape[1]} components, fewer than text.student_dims = {section.student_dims}"
+            f"warning: there are {projection_DZ.shape[1]} components, fewer than text.student_dims = {section.student_dims}"
         )
-    tensors = {"mean": mean_D, "std": std_D, "components": components_DZ}
+    tensors = {"mean": mean_D, "std": std_D, "projection": projection_DZ}
     save_file(tensors | {"vectors": np.concatenate([np.zeros_like(standard_ID[:1]), standard_ID])}, draft.path / VECTORS)
-    draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": components_DZ.shape[1]}
+    draft.metrics |= {"num_items": len(prompts), "dims": vectors_ID.shape[1], "student_dims": projection_DZ.shape[1]}
 
 
 def prompts_of(items: pl.DataFrame, section: TextSection) -> list[str]:
@@ -71,7 +71,7 @@ def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame) -> np.ndarray
     section = TextSection.model_validate(text.recipe["text"])
     fitted = load_file(text.file(VECTORS))
     vectors_ND = encode(llm, prompts_of(items, section), section)
-    return (vectors_ND - fitted["mean"]) / fitted["std"] @ fitted["components"]
+    return (vectors_ND - fitted["mean"]) / fitted["std"] @ fitted["projection"]
 
 
 @opens
@@ -81,13 +81,13 @@ def load_text(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     num_items = artifact.metrics["num_items"]
     if tensors["vectors"].ndim != 2 or len(tensors["vectors"]) != num_items + 1:
         raise ValueError(f"its vectors have the shape {tensors['vectors'].shape}, there are {num_items} items and padding")
-    return tensors["vectors"], tensors["vectors"] @ tensors["components"]
+    return tensors["vectors"], tensors["vectors"] @ tensors["projection"]
 
 
 @opens
 def text_basis(artifact: Artifact) -> np.ndarray:
     """What takes standardised vectors to what the student reads, float32[D, Z]."""
-    return load_file(artifact.file(VECTORS))["components"]
+    return load_file(artifact.file(VECTORS))["projection"]
 
 
 def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, checkpoint: Path) -> np.ndarray:
@@ -125,5 +125,5 @@ def _principal_components(standard_ID: np.ndarray, dims: int, whiten: bool) -> n
     """What takes standardised vectors to their first `dims` principal components, float32[D, Z]."""
     _, singular, components = np.linalg.svd(standard_ID, full_matrices=False)
     std_Z = singular[:dims] / np.sqrt(len(standard_ID))
-    scale_Z = np.maximum(std_Z, _LEAST * std_Z[0]) if whiten else np.sqrt((std_Z**2).mean())
+    scale_Z = np.maximum(std_Z, _LEAST_DEVIATION * std_Z[0]) if whiten else np.sqrt((std_Z**2).mean())
     return np.ascontiguousarray(components[:dims].T / (scale_Z + 1e-6), np.float32)

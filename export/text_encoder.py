@@ -46,7 +46,7 @@ class PooledLLM(nn.Module):
         super().__init__()
         self.body, self.layers = body, layers
         self.register_buffer("mean", fitted["mean"])
-        self.register_buffer("projection", fitted["components"] / fitted["std"][:, None])
+        self.register_buffer("projection", fitted["projection"] / fitted["std"][:, None])
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         return (pooled(self.body, self.layers, tokens_BL, mask_BL) - self.mean) @ self.projection

@@ -253,7 +253,7 @@ class Pipeline:
         return {
             f"{who}-{own}": (weight, special[who](own) if who in special else self.arm(who, own))
             for who, weight in section.members.items()
-            if who in section.who
+            if weight
             for own in (self.recipe.seeds if section.seeds == "all" else [seed])
         }
 

@@ -48,7 +48,7 @@ class Recipe(Section):
     )
     data: DataSection
     text: TextSection = TextSection()
-    views: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
+    views: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,49}$")], dict[str, Any]] = Field(
         default={},
         description="other texts of the same items, for members of targets: name -> the keys in which it differs from `[text]`",
     )

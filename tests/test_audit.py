@@ -215,6 +215,7 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
 ) -> None:
     """Position by position, each history without padding: the label, less where it is taught, and there the teacher."""
     monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
+    monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
     monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
     torch.manual_seed(0)
     section = STUDENT.model_copy(update={"dropout": 0.0})

@@ -111,6 +111,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         ('name = "x"\n[data]\n[views.a]\nlayers = [0]\n', r"r.toml:4: views.a.layers.* from 1 on"),
         ('name = "x"\n[data]\n[views."../a"]\nlayers = [8]\n', r"views.../a = .*should match pattern"),
+        ('name = "x"\n[data]\n[views.Early]\nlayers = [8]\n', r"views.Early = .*should match pattern"),
         (
             'name = "x"\n[data]\n[teacher]\nitem_init = "control-tuned"\nitem_size = 64\n',
             r"r.toml:4: teacher.item_init names control-tuned, which a recipe without the section item_encoder has not",

@@ -45,7 +45,19 @@ OBJECTIVE = "forward_kl"
 ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", "targets.members={teacher = 1.0}"]
 ALONE += [f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
 CHAIN = "chain"  # the folder of what all variants start at
-_SHAPING = ("seeds", "num_threads", "data", "text", "item_encoder", "teacher", "targets", "student", "distill", "regularisers")
+_SHAPING = (
+    "seeds",
+    "num_threads",
+    "data",
+    "text",
+    "views",
+    "item_encoder",
+    "teacher",
+    "targets",
+    "student",
+    "distill",
+    "regularisers",
+)
 
 
 @dataclass(frozen=True)

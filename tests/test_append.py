@@ -33,7 +33,7 @@ SECTION = ExportSection(k=K, parity_histories=60)
 
 @pytest.fixture(scope="module")
 def text(dataset: Artifact, tiny_llm: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    section = TextSection(student_dims=DIMS)
+    section = TextSection(student_dims=DIMS, whiten=True)
     items = load_dataset(dataset).items
     out = tmp_path_factory.mktemp("text") / "text"
     recipe = {"text": section.model_dump(mode="json")}

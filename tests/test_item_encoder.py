@@ -33,7 +33,7 @@ from tests.constructed import write_chain_dataset, write_tiny_llm
 OPTIM = OptimSection(learning_rate=5e-3, batch_size=32, epochs=2, patience=9)
 STUDENT = StudentSection(hidden_size=32, num_layers=1, max_length=12, dropout=0.1, optim=OPTIM)
 SECTION = ItemEncoderSection(frozen_layers=1, body_learning_rate=1e-3, optim=OPTIM)
-TEXT = TextSection(layers=[1, 2], student_dims=16, max_tokens=9)
+TEXT = TextSection(layers=[1, 2], student_dims=16, max_tokens=9, whiten=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

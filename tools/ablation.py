@@ -103,6 +103,7 @@ VARIANTS = {
         for name in ("fgm", "masked_item", "history_contrast", "text_alignment")
     },
     "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
+    "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),
     "teacher reads texts": Variant("teacher", _READER),
     "taught by a reader of texts": Variant("student", _READER, start="teacher reads texts"),
     "control-tuned": Variant("control-tuned", _TUNED),

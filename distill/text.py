@@ -60,17 +60,17 @@ def mean_and_deviation(vectors_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vectors_ID.mean(axis=0), std_D
 
 
-def encode(llm: Artifact, prompts: list[str], section: TextSection) -> np.ndarray:
-    """Mean-pooled hidden states after `section.layers`, float32[len(prompts), D]."""
-    return np.concatenate(list(_encode_chunks(llm, prompts, section, 0)))
+def encode(llm: Artifact, prompts: list[str], section: TextSection, precision: str = "auto") -> np.ndarray:
+    """Mean-pooled hidden states after `section.layers`, computed in `precision` (`compute_dtype`), float32[len(prompts), D]."""
+    return np.concatenate(list(_encode_chunks(llm, prompts, section, 0, precision)))
 
 
 @opens
-def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame) -> np.ndarray:
+def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame, precision: str = "auto") -> np.ndarray:
     """What a student reads of new items, float32[len(items), Z], computed as `text` was for the catalogue."""
     section = TextSection.model_validate(text.recipe["text"])
     fitted = load_file(text.file(VECTORS))
-    vectors_ND = encode(llm, prompts_of(items, section), section)
+    vectors_ND = encode(llm, prompts_of(items, section), section, precision)
     return (vectors_ND - fitted["mean"]) / fitted["std"] @ fitted["projection"]
 
 
@@ -96,7 +96,7 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
         chunks.append(load_file(path)["vectors"])
         start += len(chunks[-1])
     if start < len(prompts):
-        for chunk in _encode_chunks(llm, prompts, section, start):
+        for chunk in _encode_chunks(llm, prompts, section, start, "auto"):
             aside = checkpoint / "chunk.tmp"
             save_file({"vectors": chunk}, aside)
             replace_durably(aside, checkpoint / f"chunk-{start:09d}.safetensors")
@@ -106,9 +106,10 @@ def _encode_resumably(llm: Artifact, prompts: list[str], section: TextSection, c
 
 
 @torch.no_grad()
-def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int) -> Iterator[np.ndarray]:
+def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, start: int, precision: str) -> Iterator[np.ndarray]:
     """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
-    tokenizer, body = load_tokenizer(llm), load_pooled_body(llm, section.layers, dtype=compute_dtype("auto")).to(device())
+    tokenizer = load_tokenizer(llm)
+    body = load_pooled_body(llm, section.layers, dtype=compute_dtype(precision)).to(device())
     chunk_size = section.batch_size * _CHUNK_BATCHES
     for first in console.progress(range(start, len(prompts), chunk_size), "item text vectors"):
         chunk = prompts[first : first + chunk_size]

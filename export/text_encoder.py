@@ -82,7 +82,8 @@ def build_text_encoder(text: Artifact, llm: Artifact, items: pl.DataFrame, secti
         model = _quantized(model, section.block_size)
     onnx.save(model, draft.path / ENCODER)
     sample = items.sample(min(_COMPARED_ITEMS, items.height), seed=0)
-    found = similarity(encode_new(text, llm, sample), TextEncoder(draft.path).encode_items(sample.iter_rows(named=True)))
+    expected_NZ = encode_new(text, llm, sample, "fp32")  # bf16 rounds more than a right graph of 8 bits may
+    found = similarity(expected_NZ, TextEncoder(draft.path).encode_items(sample.iter_rows(named=True)))
     if found["cosine_min"] < section.min_cosine:
         raise ParityError(
             f"the text encoder's vectors have a cosine with PyTorch's down to {found['cosine_min']:.4f}, below "

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from distill.config import TextSection
 from distill.text import build_text, encode_new
@@ -54,10 +53,7 @@ def encoder(
     return export(text, tiny_llm, items, tmp_path_factory.mktemp("encoder") / "e", precision=request.param)
 
 
-def test_items_get_the_vectors_of_pytorch(
-    encoder: Artifact, text: Artifact, tiny_llm: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("distill.text.compute_dtype", lambda _: torch.float32)  # where "auto" would round to bf16
+def test_items_get_the_vectors_of_pytorch(encoder: Artifact, text: Artifact, tiny_llm: Artifact) -> None:
     new = pl.DataFrame(
         [
             {"item_id": "a", "title": "a thing with a title that is far longer than nine tokens are", "year": 1995},
@@ -65,7 +61,7 @@ def test_items_get_the_vectors_of_pytorch(
             {"item_id": "c", "title": "é", "year": 2001},
         ]
     )
-    expected_NZ = encode_new(text, tiny_llm, new)
+    expected_NZ = encode_new(text, tiny_llm, new, "fp32")
     found_NZ = TextEncoder(encoder.path, 1).encode_items(new.iter_rows(named=True))
     assert found_NZ.shape == (3, DIMS) and found_NZ.dtype == np.float32
     exact = encoder.metrics["precision"] == "fp32"
@@ -108,6 +104,13 @@ def test_the_artefact_says_what_it_is(encoder: Artifact, items: pl.DataFrame) ->
     assert set(encoder.manifest["files"]) == {ENCODER, TOKENIZER, SETTINGS}
     assert json.loads(encoder.file(SETTINGS).read_bytes())["max_tokens"] == 9
     assert encoder.metrics["dims"] == DIMS and encoder.metrics["compared_items"] == min(200, items.height)
+
+
+def test_a_graph_is_compared_with_what_is_not_rounded_to_bf16(
+    text: Artifact, tiny_llm: Artifact, items: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.device.fast_bf16", lambda: True)
+    assert export(text, tiny_llm, items, tmp_path / "e", precision="fp32").metrics["cosine_min"] > 0.99999
 
 
 def test_8_bits_take_less_room(text: Artifact, tiny_llm: Artifact, items: pl.DataFrame, tmp_path: Path) -> None:

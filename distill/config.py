@@ -14,7 +14,8 @@ from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
 VIEW = "view-"  # begins the name of an arm of a view
-_WHO = ("teacher", "control-text", "control-id", "control-tuned", "item-encoder")
+EASE, EASE_TEXT = "ease", "ease-text"
+_WHO = ("teacher", "control-text", "control-id", "control-tuned", "item-encoder", EASE, EASE_TEXT)
 _MEMBERS = f"{', '.join(_WHO)}, and {VIEW}NAME of the section views"
 
 
@@ -95,6 +96,14 @@ class ItemEncoderSection(Section):
     optim: OptimSection = OptimSection(learning_rate=1e-3, weight_decay=0.01, batch_size=256, epochs=4, patience=2)
 
 
+class EaseSection(Section):
+    """The linear model of `distill/ease.py`, for members of targets: `ease` by interactions alone, `ease-text` by text too."""
+
+    l2: float = Field(default=100.0, gt=0, description="regularisation, in users")
+    text_weight: float = Field(default=30.0, gt=0, description="of `ease-text`: for how many users a dimension of text counts")
+    scale: float = Field(default=40.0, gt=0, description="of its scores, most of them below 1, to be logits")
+
+
 class TargetsSection(Section):
     """The teacher's distributions at every training position: top-K probabilities and the mass of the rest."""
 
@@ -103,7 +112,7 @@ class TargetsSection(Section):
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
-        "of the view's text",
+        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
@@ -144,7 +153,8 @@ class DistillSection(Section):
 
     ensemble_control: bool = Field(
         default=False,
-        description="train control-ensemble-kd as well: taught by the averaged control-text seeds, no LLM",
+        description="train control-ensemble-kd as well: taught by the averaged control-text seeds, and by `ease` where that or "
+        "`ease-text` teaches the student; no LLM",
     )
     follow_audit: bool = Field(
         default=False,

@@ -1,6 +1,6 @@
 """Who teaches: a model that gives a distribution over the catalogue at every position of a history.
 
-Several of them are averaged into one teacher (`targets.members`): the LLM, its other seeds, control arms.
+Several of them are averaged into one teacher (`targets.members`): the LLM, its other seeds, control arms, a linear model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.config import EASE, EASE_TEXT
 from distill.device import autocast, compute_dtype, device
+from distill.ease import load_ease
 from distill.teacher import Teacher, load_teacher
 from foundation.artifact import Artifact
 from recommender.student import Student, load_student
@@ -34,7 +36,9 @@ class Member(Protocol):
 
 
 def open_member(artifact: Artifact) -> Member:
-    """The teacher or the arm of an artefact."""
+    """The teacher, the linear model or the arm of an artefact."""
+    if artifact.kind in (EASE, EASE_TEXT):
+        return load_ease(artifact)
     return TeacherMember(load_teacher(artifact)) if artifact.kind == "teacher" else StudentMember(load_student(artifact))
 
 

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import cast
 
-from distill.config import VIEW, TargetsSection
+from distill.config import EASE_TEXT, VIEW, TargetsSection
 from foundation.failure import Explained, address_space_is_spent, causes, first_line, lacks_disk, lacks_memory
 from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
@@ -54,6 +54,7 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
     text = task("text", after=(data, llm))
     baselines = [task("baseline", name, after=[data]) for name in ("popularity", "item-knn")]
     trained: dict[tuple[str, int], Task] = {}
+    linear = {name: task("ease", name, after=[text if name == EASE_TEXT else data]) for name in pipeline.linear}
     text_of_student = dict.fromkeys(recipe.seeds, text)
     views = [who for who in recipe.targets.who if who.startswith(VIEW)]
     text_of_view = {view: task("text_of", view, recipe.seeds[0], after=(data, llm)) for view in views}
@@ -70,7 +71,7 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
 
     def teaching(section: TargetsSection, seed: int) -> list[Task]:
         seeds = recipe.seeds if section.seeds == "all" else [seed]
-        return [trained[who, own] for who in section.who for own in seeds]
+        return [linear.get(who) or trained[who, own] for who in section.who for own in seeds]
 
     audits = {
         seed: task(

@@ -4,6 +4,7 @@
     RUNS/DATASET/data, popularity, item-knn, text, text-encoder, targets (of all seeds), targets-control-ensemble-kd
     RUNS/DATASET/seed-S/control-id, control-text, control-ensemble-kd, teacher, audit, targets, student
     RUNS/DATASET/view-NAME, seed-S/view-NAME      where a view of the recipe teaches: its item text and its arm
+    RUNS/DATASET/ease, ease-text                  where a linear model teaches
     RUNS/DATASET/seed-S/item-encoder, text-tuned, control-tuned          where the recipe tunes an item encoder
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
                                                   student-openvino, student-triton
@@ -16,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import VIEW
+from distill.config import EASE, EASE_TEXT, VIEW
 from foundation import console
 from foundation.artifact import Artifact, Draft, Unavailable, make
 from foundation.failure import first_line
@@ -54,10 +55,13 @@ def prepare_torch(recipe: Recipe) -> None:
 
 
 def targets_section(recipe: Recipe, arm: str) -> TargetsSection:
-    """Who teaches `arm`: the recipe's members, or the seeds of control-text."""
+    """Who teaches `arm`: the recipe's members, or, without the LLM, the seeds of control-text (and `ease`)."""
     if arm != ENSEMBLE:
         return recipe.targets
-    return recipe.targets.model_copy(update={"members": {"control-text": 1.0}, "seeds": "all"})
+    members = {"control-text": 1.0}
+    if linear := sum(weight for who, weight in recipe.targets.members.items() if who in (EASE, EASE_TEXT)):
+        members = {"control-text": sum(recipe.targets.members.values()) - linear, EASE: linear}
+    return recipe.targets.model_copy(update={"members": members, "seeds": "all"})
 
 
 class Pipeline:
@@ -222,6 +226,13 @@ class Pipeline:
             tell(self.audit(seed))
 
     @property
+    def linear(self) -> list[str]:
+        """The linear models that teach an arm of the recipe."""
+        arms = ("student", *([ENSEMBLE] if self.recipe.distill.ensemble_control else []))
+        who = {who for arm in arms for who in targets_section(self.recipe, arm).who}
+        return [name for name in (EASE, EASE_TEXT) if name in who]
+
+    @property
     def controls(self) -> list[str]:
         """The arms that the student is compared with."""
         tuned = [TUNED] if self.recipe.item_encoder else []
@@ -247,15 +258,33 @@ class Pipeline:
         out = self.folder / name if shared else self._seeded(seed, name)
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
 
+    def ease(self, name: str) -> Artifact:
+        """The linear model, `ease` or, by item text as well, `ease-text`."""
+        from distill.ease import build_ease
+        from distill.text import load_text
+
+        section, length = self.recipe.ease, self.recipe.student.max_length
+        inputs = {"data": self.data} | ({"text": self.text} if name == EASE_TEXT else {})
+
+        def build(draft: Draft) -> None:
+            text_IZ = load_text(inputs["text"])[1] if "text" in inputs else None
+            build_ease(self.sequences, section, length, draft, text_IZ)
+
+        options = section.model_dump(mode="json", exclude=None if "text" in inputs else {"text_weight"})
+        recipe = {"ease": options, "max_length": length, **self._sections("num_threads")}
+        return self._make(self.folder / name, name, recipe, inputs, build)
+
     def _members(self, section: TargetsSection, seed: int) -> dict[str, tuple[float, Artifact]]:
         """Who teaches a student of this seed, with their weights."""
         special = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
-        return {
-            f"{who}-{own}": (weight, special[who](own) if who in special else self.arm(who, own))
-            for who, weight in section.members.items()
-            if weight
-            for own in (self.recipe.seeds if section.seeds == "all" else [seed])
-        }
+        seeds, found = self.recipe.seeds if section.seeds == "all" else [seed], dict[str, tuple[float, Artifact]]()
+        for who in section.who:
+            weight = section.members[who]
+            if who in (EASE, EASE_TEXT):  # one for all seeds
+                found[who] = weight * len(seeds), self.ease(who)
+            else:
+                found |= {f"{who}-{own}": (weight, special.get(who, partial(self.arm, who))(own)) for own in seeds}
+        return found
 
     def arm(self, arm: str, seed: int) -> Artifact:
         """control-id, control-text, control-tuned, control-ensemble-kd, view-NAME or student."""

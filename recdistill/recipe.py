@@ -11,8 +11,11 @@ from pydantic import Field, model_validator
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
 from distill.config import (
+    EASE,
+    EASE_TEXT,
     VIEW,
     DistillSection,
+    EaseSection,
     ItemEncoderSection,
     Regularisers,
     TargetsSection,
@@ -54,6 +57,7 @@ class Recipe(Section):
     )
     item_encoder: ItemEncoderSection | None = Field(default=None, description="absent: the LLM encodes items as it is")
     teacher: TeacherSection = TeacherSection()
+    ease: EaseSection = EaseSection()
     targets: TargetsSection = TargetsSection()
     student: StudentSection = StudentSection()
     distill: DistillSection = DistillSection()
@@ -109,6 +113,13 @@ class Recipe(Section):
                 "text.layers",
             )
         needed = states_needed(self.distill.objectives)
+        if needed and members[0] in (EASE, EASE_TEXT):
+            raise Contradiction(
+                f"an objective learns from states ({', '.join(needed)}) of the first of targets.members, and {members[0]} has "
+                "none; name another one first",
+                "targets.members",
+                "distill.objectives",
+            )
         if teacher.items == "text" and "query" in needed:
             raise Contradiction(
                 "the objective minilm needs teacher.items = 'soft': a text has many queries, not one an item",

@@ -110,6 +110,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4: unknown recipe key 'views.a.layer'; did you mean 'views.a.layers'",
         ),
         ('name = "x"\n[data]\n[views.a]\nlayers = [0]\n', r"r.toml:4: views.a.layers.* from 1 on"),
+        (
+            'name = "x"\n[data]\n[targets]\nmembers = { ease-text = 1.0, teacher = 1.0 }\n[distill.objectives.hidden]\n',
+            r"r.toml:4, .*r.toml:5: an objective learns from states \(hidden\) .* ease-text has none; name another one first",
+        ),
         ('name = "x"\n[data]\n[views."../a"]\nlayers = [8]\n', r"views.../a = .*should match pattern"),
         ('name = "x"\n[data]\n[views.Early]\nlayers = [8]\n', r"views.Early = .*should match pattern"),
         (

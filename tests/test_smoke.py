@@ -66,18 +66,19 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The LLM, control-text and a view, of both seeds, teach the student, control-text's seeds alone the control."""
+    """The LLM, control-text and a view, of both seeds, and EASE by text teach the student; the control, what has no LLM."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
-    keys += ["targets.members={teacher = 2.0, control-text = 1.0, view-short = 1.0}", "views.short.max_tokens=2"]
+    keys += ["targets.members={teacher = 2.0, control-text = 1.0, view-short = 1.0, ease-text = 0.5}"]
+    keys += ["views.short.max_tokens=2", "ease.l2=20.0"]
     keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
     keys += ["distill.follow_audit=true"]
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
-    assert {"control-ensemble-kd", "student"} < set(found["rows"])
+    assert {"control-ensemble-kd", "student", "ease", "ease-text"} < set(found["rows"])
     assert {"student over control-ensemble-kd", "control-ensemble-kd over control-text"} < set(found["comparisons"])
     runs = tmp_path / "runs" / "chain"
     digest = {
@@ -85,12 +86,18 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         for arm in ("teacher", "control-text", "view-short")
         for seed in (0, 1)
     }
+    ease, by_text = load(runs / "ease"), load(runs / "ease-text")
+    digest["ease-text"] = by_text.digest
     view, text = load(runs / "view-short"), load(runs / "text")
     assert view.recipe["text"] == text.recipe["text"] | {"max_tokens": 2}
     assert load(runs / "seed-1" / "view-short").manifest["inputs"]["text"] == view.digest != text.digest
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
-    assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1"}
+    assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1", "ease"}
+    assert control["ease"] == ease.digest and set(ease.manifest["inputs"]) == {"data"}
+    assert by_text.manifest["inputs"]["text"] == text.digest
+    members = load(runs / "targets-control-ensemble-kd").recipe["targets"]["members"]
+    assert members == {"control-text": 4.0, "ease": 0.5}, "the linear model has the same share of the whole"
     audit = load(runs / "seed-0" / "audit")
     assert {name: audit.manifest["inputs"][f"member {name}"] for name in digest} == digest
     assert load(runs / "seed-0" / "student").manifest["inputs"]["audit"] == audit.digest

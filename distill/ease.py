@@ -1,0 +1,104 @@
+"""Stage: EASE, a linear recommender in closed form, as one of those who teach; by interactions alone, or by item text as well.
+
+    score(history) = sum over its items i of B_i,   B = I - P diag(1 / diag P),   P = (X'X + a Z Z' + l I)^-1
+
+X holds users by items, 1 where a training part has the item; B has the least squared error |X - X B|^2 + l |B|^2 with a zero
+diagonal (Steck, 2019: EASE). Z holds items by dimensions of their text vectors, each item's of length 1: with it every
+dimension counts as one more user, a times over (Jeunen, Van Balen and Goethals, 2020: collective EASE), so that an item of
+few interactions is known by those that the LLM finds alike.
+
+A linear model errs elsewhere than a sequential one, so that their mean is better than either; it has I^2 weights, too many to
+serve, and a student learns it as it learns from a network. Left out: what the order of a history says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.config import EaseSection
+from distill.device import device
+from distill.evaluation import record_accuracy
+from foundation.artifact import Artifact, Draft, opens
+from recommender.split import Sequences
+from recommender.torch_ranking import top_k
+
+WEIGHTS = "model.safetensors"
+_MAX_ITEMS = 40_000  # three matrices of 6 GB
+
+
+@dataclass
+class Ease:
+    """Item by item float32[I, I], without padding; a member of those who teach (`distill/members.py`)."""
+
+    weight_II: Tensor
+    scale: float
+    max_length: int
+
+    @torch.no_grad()
+    def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-probabilities softmax(`scale` * scores) after each position that `keep_BL` marks, float32[N, I]; no states."""
+        if states:
+            raise ValueError(f"ease has no states ({', '.join(states)}); name another member first")
+        kept = []
+        for history_L, keep_L in zip(history_BL, keep_BL, strict=True):  # a row at a time: all are B * L * I scores
+            score_LI = self.weight_II[(history_L - 1).clamp(min=0)] * (history_L > 0)[:, None]
+            kept.append(score_LI.cumsum(0)[keep_L])
+        return (self.scale * torch.cat(kept)).log_softmax(-1), {}
+
+    @torch.no_grad()
+    def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best of each history, as every recommender."""
+        history = torch.from_numpy(history_BL[:, -self.max_length :]).to(self.weight_II.device)
+        score_BI = torch.stack([self.weight_II[items_L[items_L > 0] - 1].sum(0) for items_L in history])
+        return top_k(F.pad(score_BI, (1, 0)), torch.from_numpy(history_BL).to(history.device), k)
+
+
+def fit_ease(sequences: Sequences, l2: float, text_weight: float = 0.0, text_IZ: np.ndarray | None = None) -> Tensor:
+    """B of the training part, float32[I, I]; `text_IZ` float[I + 1, Z] are item text vectors, of whatever length."""
+    num_items = sequences.num_items
+    if num_items > _MAX_ITEMS:
+        raise ValueError(
+            f"ease holds every pair of items in memory, {num_items**2 * 4 / 1e9:.0f} GB for {num_items:,} items; it is for "
+            f"{_MAX_ITEMS:,} at most: leave it out of targets.members"
+        )
+    histories = [np.unique(sequences.train(u)) for u in range(sequences.num_users)]
+    users = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
+    ones = np.ones(len(users), np.float32)
+    taken_UI: Any = sp.csr_matrix((ones, (users, np.concatenate(histories) - 1)), (len(histories), num_items))
+    gram_II = torch.from_numpy((taken_UI.T @ taken_UI).toarray()).to(device())
+    if text_IZ is not None:
+        text = F.normalize(torch.from_numpy(text_IZ[1:]).float().to(device()), dim=-1)
+        gram_II.addmm_(text, text.T, alpha=text_weight)
+    gram_II.diagonal().add_(l2)
+    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(gram_II))
+    del gram_II
+    weight_II = inverse_II.div_(-inverse_II.diagonal().clone()[None])
+    return weight_II.fill_diagonal_(0.0)
+
+
+def build_ease(
+    sequences: Sequences, section: EaseSection, max_length: int, draft: Draft, text_IZ: np.ndarray | None = None
+) -> None:
+    """Solve, save and evaluate it; it reads the last `max_length` items of a history, as the student does."""
+    weight_II = fit_ease(sequences, section.l2, section.text_weight, text_IZ)
+    save_file({"weight": weight_II.cpu().contiguous()}, draft.path / WEIGHTS)
+    record_accuracy(Ease(weight_II, section.scale, max_length), sequences, draft)
+    draft.metrics["num_parameters"] = weight_II.numel() - len(weight_II)
+
+
+@opens
+def load_ease(artifact: Artifact) -> Ease:
+    """Open what `build_ease` wrote."""
+    weight_II = load_file(artifact.file(WEIGHTS), device=str(device()))["weight"]
+    if weight_II.ndim != 2 or weight_II.shape[0] != weight_II.shape[1]:
+        raise ValueError(f"its weights have the shape {tuple(weight_II.shape)}, not items x items")
+    return Ease(weight_II, artifact.recipe["ease"]["scale"], artifact.recipe["max_length"])

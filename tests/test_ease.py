@@ -1,0 +1,125 @@
+"""EASE: the closed form is the minimum it is said to be, text joins it as more users would, a member says what it scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import EaseSection
+from distill.ease import Ease, build_ease, fit_ease
+from distill.evaluation import kept_ranks
+from distill.members import open_member
+from foundation.artifact import Artifact, make
+from recommender.data import load_dataset
+from recommender.evaluate import evaluate
+from recommender.split import Sequences, build_sequences
+
+L2 = 3.0
+
+
+@pytest.fixture(scope="module")
+def sequences(dataset: Artifact) -> Sequences:
+    return build_sequences(load_dataset(dataset))
+
+
+@pytest.fixture(scope="module")
+def text_IZ(sequences: Sequences) -> np.ndarray:
+    text_IZ = np.random.default_rng(0).normal(size=(sequences.num_items + 1, 7)).astype(np.float32)
+    text_IZ[0] = 0
+    return text_IZ
+
+
+def taken(sequences: Sequences) -> np.ndarray:
+    """Users by items, without padding."""
+    taken_UI = np.zeros((sequences.num_users, sequences.num_items))
+    for u in range(sequences.num_users):
+        taken_UI[u, sequences.train(u) - 1] = 1
+    return taken_UI
+
+
+def slow(rows_RI: np.ndarray, l2: float) -> np.ndarray:
+    """Column by column: ridge regression of an item on all others, in float64."""
+    num_items = rows_RI.shape[1]
+    weight_II = np.zeros((num_items, num_items))
+    for item in range(num_items):
+        others = np.delete(np.arange(num_items), item)
+        known = rows_RI[:, others]
+        gram = known.T @ known + l2 * np.eye(len(others))
+        weight_II[others, item] = np.linalg.solve(gram, known.T @ rows_RI[:, item])
+    return weight_II
+
+
+def test_every_column_is_the_ridge_regression_of_an_item_on_the_others(sequences: Sequences) -> None:
+    np.testing.assert_allclose(fit_ease(sequences, L2).cpu(), slow(taken(sequences), L2), atol=1e-4)
+
+
+def test_a_dimension_of_text_is_as_many_more_users(sequences: Sequences, text_IZ: np.ndarray) -> None:
+    unit_IZ = text_IZ[1:] / np.linalg.norm(text_IZ[1:], axis=1, keepdims=True)
+    rows_RI = np.concatenate([taken(sequences), np.sqrt(5.0) * unit_IZ.T])
+    found_II = fit_ease(sequences, L2, 5.0, text_IZ)
+    np.testing.assert_allclose(found_II.cpu(), slow(rows_RI, L2), atol=1e-4)
+    assert (found_II - fit_ease(sequences, L2)).abs().max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def ease() -> Ease:
+    weight_II = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).fill_diagonal_(0)
+    return Ease(weight_II, 2.0, 4)
+
+
+def test_scores_are_the_sum_over_the_history_so_far(ease: Ease) -> None:
+    history_BL = torch.tensor([[0, 0, 3, 1], [2, 5, 4, 6]])
+    keep_BL = torch.tensor([[False, False, True, True], [True, False, False, True]])
+    log_p_NI, held = ease.see(history_BL, keep_BL)
+    histories = [[3], [3, 1], [2], [2, 5, 4, 6]]
+    expected = torch.stack([2.0 * sum(ease.weight_II[item - 1] for item in items) for items in histories])  # type: ignore[misc]
+    torch.testing.assert_close(log_p_NI, expected.log_softmax(-1))
+    assert not held
+
+
+def test_what_is_recommended_is_what_is_taught(ease: Ease) -> None:
+    history_BL = np.array([[0, 0, 3, 1], [2, 5, 4, 6], [0, 0, 0, 0]])
+    keep_BL = torch.zeros(3, 4, dtype=torch.bool)
+    keep_BL[:, -1] = True
+    log_p_BI, _ = ease.see(torch.from_numpy(history_BL), keep_BL)
+    log_p_BI.scatter_(1, torch.from_numpy(history_BL[:2] - 1).clamp(min=0), -torch.inf)
+    log_p_BI[0, 0] = -torch.inf
+    items_BK, _ = ease.recommend(history_BL, 2)
+    assert (items_BK[:2] == log_p_BI.topk(2, dim=-1).indices.numpy()[:2] + 1).all()
+
+
+def test_only_the_last_items_are_read(ease: Ease) -> None:
+    whole, last = (ease.recommend(np.array([items]), 2) for items in ([3, 2, 3, 1, 6], [2, 3, 1, 6]))
+    assert (whole[0] == last[0]).all() and (whole[1] == last[1]).all()
+
+
+def test_the_artefact_opens_as_a_member_and_is_as_good_as_it_says(
+    sequences: Sequences, text_IZ: np.ndarray, tmp_path: Path
+) -> None:
+    section = EaseSection(l2=L2, text_weight=5.0)
+    made = make(
+        tmp_path / "ease",
+        "ease-text",
+        recipe={"ease": section.model_dump(), "max_length": 9},
+        inputs={},
+        build=lambda draft: build_ease(sequences, section, 9, draft, text_IZ),
+    )
+    member = open_member(made)
+    assert isinstance(member, Ease) and member.max_length == 9 and member.scale == section.scale
+    torch.testing.assert_close(member.weight_II, fit_ease(sequences, L2, 5.0, text_IZ))
+    assert made.metrics["num_parameters"] == sequences.num_items * (sequences.num_items - 1)
+    assert (kept_ranks(made, "test") == evaluate(member, sequences, "test")).all()
+
+
+def test_a_catalogue_too_large_for_all_pairs_is_refused(sequences: Sequences, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.ease._MAX_ITEMS", 5)
+    with pytest.raises(ValueError, match=r"leave it out of targets\.members"):
+        fit_ease(sequences, L2)
+
+
+def test_it_has_no_states(ease: Ease) -> None:
+    with pytest.raises(ValueError, match="name another member first"):
+        ease.see(torch.tensor([[1]]), torch.tensor([[True]]), ["hidden"])

@@ -19,7 +19,9 @@ from recommender.slices import slices
 from recommender.split import Sequences
 
 CONTROLS = ("control-id", "control-text", "control-tuned", "control-ensemble-kd")
+_LINEAR = ("ease", "ease-text")
 _STAGE_BEFORE = {
+    "ease-text": "ease",
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
     "control-tuned": "control-text",
@@ -44,9 +46,9 @@ def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Every variant with the stage before it, teacher and student with every control, and what is served with the teacher."""
+    """Every variant with the stage before it, teacher and student with all they must beat, what is served with the teacher."""
     known = list(names)
-    to_controls = [(taught, control) for taught in ("teacher", "student") for control in CONTROLS]
+    to_controls = [(taught, control) for taught in ("teacher", "student") for control in (*CONTROLS, *_LINEAR)]
     before = [(name, stage) for name in known if (stage := stage_before(name))]
     served = [(name, "teacher") for name in known if name.startswith("student")]
     wanted = dict.fromkeys([*(p for p in before if p[0] in CONTROLS), *to_controls, *before, *served])

@@ -101,7 +101,6 @@ class EaseSection(Section):
 
     l2: float = Field(default=100.0, gt=0, description="regularisation, in users")
     text_weight: float = Field(default=30.0, gt=0, description="of `ease-text`: for how many users a dimension of text counts")
-    scale: float = Field(default=40.0, gt=0, description="of its scores, most of them below 1, to be logits")
 
 
 class TargetsSection(Section):
@@ -112,7 +111,8 @@ class TargetsSection(Section):
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
-        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds",
+        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds, whose scores, most of them below 1, are "
+        "added times their weight",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"

@@ -7,8 +7,8 @@ diagonal (Steck, 2019: EASE). Z holds items by dimensions of their text vectors,
 dimension counts as one more user, a times over (Jeunen, Van Balen and Goethals, 2020: collective EASE), so that an item of
 few interactions is known by those that the LLM finds alike.
 
-A linear model errs elsewhere than a sequential one, so that their mean is better than either; it has I^2 weights, too many to
-serve, and a student learns it as it learns from a network. Left out: what the order of a history says.
+A linear model errs elsewhere than a sequential one, so that both together are better than either (`members.Ensemble`); it has
+I^2 weights, too many to serve, and a student learns it as it learns from a network. Left out: what the order of a history says.
 """
 
 from __future__ import annotations
@@ -40,19 +40,18 @@ class Ease:
     """Item by item float32[I, I], without padding; a member of those who teach (`distill/members.py`)."""
 
     weight_II: Tensor
-    scale: float
     max_length: int
 
     @torch.no_grad()
     def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log-probabilities softmax(`scale` * scores) after each position that `keep_BL` marks, float32[N, I]; no states."""
+        """Scores, not log-probabilities, after each position that `keep_BL` marks, float32[N, I]; it has no states."""
         if states:
             raise ValueError(f"ease has no states ({', '.join(states)}); name another member first")
         kept = []
         for history_L, keep_L in zip(history_BL, keep_BL, strict=True):  # a row at a time: all are B * L * I scores
             score_LI = self.weight_II[(history_L - 1).clamp(min=0)] * (history_L > 0)[:, None]
             kept.append(score_LI.cumsum(0)[keep_L])
-        return (self.scale * torch.cat(kept)).log_softmax(-1), {}
+        return torch.cat(kept), {}
 
     @torch.no_grad()
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +90,7 @@ def build_ease(
     """Solve, save and evaluate it; it reads the last `max_length` items of a history, as the student does."""
     weight_II = fit_ease(sequences, section.l2, section.text_weight, text_IZ)
     save_file({"weight": weight_II.cpu().contiguous()}, draft.path / WEIGHTS)
-    record_accuracy(Ease(weight_II, section.scale, max_length), sequences, draft)
+    record_accuracy(Ease(weight_II, max_length), sequences, draft)
     draft.metrics["num_parameters"] = weight_II.numel() - len(weight_II)
 
 
@@ -101,4 +100,4 @@ def load_ease(artifact: Artifact) -> Ease:
     weight_II = load_file(artifact.file(WEIGHTS), device=str(device()))["weight"]
     if weight_II.ndim != 2 or weight_II.shape[0] != weight_II.shape[1]:
         raise ValueError(f"its weights have the shape {tuple(weight_II.shape)}, not items x items")
-    return Ease(weight_II, artifact.recipe["ease"]["scale"], artifact.recipe["max_length"])
+    return Ease(weight_II, artifact.recipe["max_length"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.config import EASE, EASE_TEXT
 from distill.device import autocast, compute_dtype, device
-from distill.ease import load_ease
+from distill.ease import Ease, load_ease
 from distill.teacher import Teacher, load_teacher
 from foundation.artifact import Artifact
 from recommender.student import Student, load_student
@@ -28,7 +28,8 @@ class Member(Protocol):
     max_length: int
 
     def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """After every position that `keep_BL` marks: log-probabilities of the next item, float32[N, I], and the states held.
+        """After every position that `keep_BL` marks: log-probabilities of the next item, but for a constant of each position,
+        float32[N, I], and the states held.
 
         `states` names those that are asked for (`objectives.config.STATES`), each float[N, *].
         """
@@ -75,20 +76,24 @@ class StudentMember:
 
 
 class Ensemble:
-    """The weighted mean of several members' log-probabilities: a product of experts (Hinton, 2002), not renormalised."""
+    """The weighted mean of several members' log-probabilities: a product of experts (Hinton, 2002), not renormalised.
+
+    Linear models have scores without a scale of their own: times their weights they are added to the mean.
+    """
 
     def __init__(self, members: Sequence[tuple[float, Member]]) -> None:
-        self.members, self.total = members, sum(weight for weight, _ in members)
+        total = sum(weight for weight, member in members if not isinstance(member, Ease))
+        self.members = [(weight if isinstance(member, Ease) else weight / total, member) for weight, member in members]
         self.max_length = min(member.max_length for _, member in members)
 
     def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """States are those of the first member."""
         (weight, first), *others = self.members
         own_NI, held = first.see(history_BL, keep_BL, states)
-        mean_NI = weight / self.total * own_NI
+        sum_NI = weight * own_NI
         for weight, member in others:
-            mean_NI = mean_NI + weight / self.total * member.see(history_BL, keep_BL)[0]
-        return mean_NI, held
+            sum_NI = sum_NI + weight * member.see(history_BL, keep_BL)[0]
+        return sum_NI, held
 
 
 class MemberRecommender:

@@ -232,7 +232,7 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
     for seed in seeds:
         pipeline.arm("student", seed)
     rows = {name: [pipeline.baseline(name)] for name in ("popularity", "item-knn")}
-    rows |= {name: [pipeline.ease(name)] for name in pipeline.linear}
+    rows |= {name: [pipeline.ease(name)] * len(seeds) for name in pipeline.linear}  # one for all seeds
     rows |= {name: [pipeline.arm(name, seed) for seed in seeds] for name in pipeline.controls}
     if pipeline.recipe.item_encoder:
         rows[ITEM_ENCODER] = [pipeline.item_encoder(seed) for seed in seeds]

@@ -58,9 +58,8 @@ def targets_section(recipe: Recipe, arm: str) -> TargetsSection:
     """Who teaches `arm`: the recipe's members, or, without the LLM, the seeds of control-text (and `ease`)."""
     if arm != ENSEMBLE:
         return recipe.targets
-    members = {"control-text": 1.0}
-    if linear := sum(weight for who, weight in recipe.targets.members.items() if who in (EASE, EASE_TEXT)):
-        members = {"control-text": sum(recipe.targets.members.values()) - linear, EASE: linear}
+    linear = sum(weight for who, weight in recipe.targets.members.items() if who in (EASE, EASE_TEXT))
+    members = {"control-text": 1.0} | ({EASE: linear} if linear else {})
     return recipe.targets.model_copy(update={"members": members, "seeds": "all"})
 
 
@@ -281,7 +280,7 @@ class Pipeline:
         for who in section.who:
             weight = section.members[who]
             if who in (EASE, EASE_TEXT):  # one for all seeds
-                found[who] = weight * len(seeds), self.ease(who)
+                found[who] = weight, self.ease(who)
             else:
                 found |= {f"{who}-{own}": (weight, special.get(who, partial(self.arm, who))(own)) for own in seeds}
         return found

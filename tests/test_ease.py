@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from distill.config import EaseSection
 from distill.ease import Ease, build_ease, fit_ease
 from distill.evaluation import kept_ranks
-from distill.members import open_member
+from distill.members import Ensemble, open_member
 from foundation.artifact import Artifact, make
 from recommender.data import load_dataset
 from recommender.evaluate import evaluate
@@ -67,28 +69,45 @@ def test_a_dimension_of_text_is_as_many_more_users(sequences: Sequences, text_IZ
 @pytest.fixture(scope="module")
 def ease() -> Ease:
     weight_II = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).fill_diagonal_(0)
-    return Ease(weight_II, 2.0, 4)
+    return Ease(weight_II, 4)
 
 
 def test_scores_are_the_sum_over_the_history_so_far(ease: Ease) -> None:
     history_BL = torch.tensor([[0, 0, 3, 1], [2, 5, 4, 6]])
     keep_BL = torch.tensor([[False, False, True, True], [True, False, False, True]])
-    log_p_NI, held = ease.see(history_BL, keep_BL)
+    score_NI, held = ease.see(history_BL, keep_BL)
     histories = [[3], [3, 1], [2], [2, 5, 4, 6]]
-    expected = torch.stack([2.0 * sum(ease.weight_II[item - 1] for item in items) for items in histories])  # type: ignore[misc]
-    torch.testing.assert_close(log_p_NI, expected.log_softmax(-1))
+    expected = torch.stack([ease.weight_II[torch.tensor(items) - 1].sum(0) for items in histories])
+    torch.testing.assert_close(score_NI, expected)
     assert not held
+
+
+def test_its_scores_are_added_to_the_mean_of_the_others(ease: Ease) -> None:
+    class Other:
+        def __init__(self, log_p_I: Tensor) -> None:
+            self.log_p_I, self.max_length = log_p_I, 3
+
+        def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.log_p_I.expand(int(keep_BL.sum()), -1), dict.fromkeys(states, self.log_p_I)
+
+    one_I, other_I = torch.randn(2, 6, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    history_BL, keep_BL = torch.tensor([[0, 2, 5]]), torch.tensor([[False, True, True]])
+    together = Ensemble([(1.0, Other(one_I)), (40.0, ease), (3.0, Other(other_I))])
+    found_NI, held = together.see(history_BL, keep_BL, ["hidden"])
+    torch.testing.assert_close(found_NI, one_I / 4 + other_I * 3 / 4 + 40 * ease.see(history_BL, keep_BL)[0])
+    assert together.max_length == 3 and set(held) == {"hidden"}
+    torch.testing.assert_close(Ensemble([(7.0, ease)]).see(history_BL, keep_BL)[0], 7 * ease.see(history_BL, keep_BL)[0])
 
 
 def test_what_is_recommended_is_what_is_taught(ease: Ease) -> None:
     history_BL = np.array([[0, 0, 3, 1], [2, 5, 4, 6], [0, 0, 0, 0]])
     keep_BL = torch.zeros(3, 4, dtype=torch.bool)
     keep_BL[:, -1] = True
-    log_p_BI, _ = ease.see(torch.from_numpy(history_BL), keep_BL)
-    log_p_BI.scatter_(1, torch.from_numpy(history_BL[:2] - 1).clamp(min=0), -torch.inf)
-    log_p_BI[0, 0] = -torch.inf
-    items_BK, _ = ease.recommend(history_BL, 2)
-    assert (items_BK[:2] == log_p_BI.topk(2, dim=-1).indices.numpy()[:2] + 1).all()
+    score_BI, _ = ease.see(torch.from_numpy(history_BL), keep_BL)
+    score_BI[0, [2, 0]] = score_BI[1, [1, 4, 3, 5]] = -torch.inf
+    items_BK, best_BK = ease.recommend(history_BL, 2)
+    assert (items_BK[:2] == score_BI[:2].topk(2, dim=-1).indices.numpy() + 1).all()
+    assert (best_BK[2] == 0).all(), "nothing speaks for an item where there is no history"
 
 
 def test_only_the_last_items_are_read(ease: Ease) -> None:
@@ -108,7 +127,7 @@ def test_the_artefact_opens_as_a_member_and_is_as_good_as_it_says(
         build=lambda draft: build_ease(sequences, section, 9, draft, text_IZ),
     )
     member = open_member(made)
-    assert isinstance(member, Ease) and member.max_length == 9 and member.scale == section.scale
+    assert isinstance(member, Ease) and member.max_length == 9
     torch.testing.assert_close(member.weight_II, fit_ease(sequences, L2, 5.0, text_IZ))
     assert made.metrics["num_parameters"] == sequences.num_items * (sequences.num_items - 1)
     assert (kept_ranks(made, "test") == evaluate(member, sequences, "test")).all()

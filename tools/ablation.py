@@ -53,6 +53,7 @@ _SHAPING = (
     "views",
     "item_encoder",
     "teacher",
+    "ease",
     "targets",
     "student",
     "distill",
@@ -98,6 +99,10 @@ VARIANTS = {
     "follow_audit": Variant("student", ("distill.follow_audit=true",), start="control-id"),
     "taught by control-text": Variant("student", ("targets.members={control-text = 1.0}",)),
     "taught by both": Variant("student", ("targets.members={teacher = 1.0, control-text = 1.0}",)),
+    **{
+        f"taught by control-text and {name}": Variant("student", (f"targets.members={{control-text = 1.0, {name} = 1.0}}",))
+        for name in ("ease", "ease-text")
+    },
     **{
         f"control-text, {name}": Variant("control-text", (f"regularisers={{{name} = {{}}}}",))
         for name in ("fgm", "masked_item", "history_contrast", "text_alignment")

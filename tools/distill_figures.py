@@ -120,8 +120,8 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     """NDCG@10 and HR@10 of every arm on test, and the paired differences, users' means over seeds."""
     seeds = pipeline.recipe.seeds
-    kept = {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in seeds] for arm in ARMS}
-    ranks = {arm: np.stack([kept_ranks(artifact, "test") for artifact in kept[arm]]) for arm in ARMS}
+    kept = _kept(pipeline) | {name: [load(pipeline.folder / name, name)] * len(seeds) for name in pipeline.linear}
+    ranks = {arm: np.stack([kept_ranks(artifact, "test") for artifact in own]) for arm, own in kept.items()}
     found = comparisons(ranks)
     for name, own in found.items():
         print(f"{name}: {own['relative']:+.1%} [{own['ci95'][0]:+.1%}, {own['ci95'][1]:+.1%}]")
@@ -131,7 +131,7 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
             "num_parameters": kept[arm][0].metrics["num_parameters"],
             "validation_ndcg_at_10": [artifact.metrics["validation"]["ndcg_at_10"] for artifact in kept[arm]],
         }
-        for arm in ARMS
+        for arm in kept
     }
     return {
         "seeds": seeds,
@@ -141,6 +141,11 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
         "comparisons": found,
         **{headline: found[f"student over {arm}"] for headline, arm in HEADLINES.items()},
     }
+
+
+def _kept(pipeline: Pipeline) -> dict[str, list[Artifact]]:
+    """Every arm's artefacts, one a seed."""
+    return {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in pipeline.recipe.seeds] for arm in ARMS}
 
 
 def _same(values: list[str]) -> str:
@@ -154,8 +159,7 @@ def _same(values: list[str]) -> str:
 
 def curves(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     """NDCG@10 on validation after every epoch of every arm and seed; and paired differences in each slice of test's users."""
-    seeds, in_slice = pipeline.recipe.seeds, slices(pipeline.sequences)
-    kept = {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in seeds] for arm in ARMS}
+    in_slice, kept = slices(pipeline.sequences), _kept(pipeline)
     value = {arm: np.mean([ndcg(kept_ranks(one, "test"), 10) for one in kept[arm]], axis=0) for arm in ARMS}
     pairs = [("teacher", "control-text"), ("student", "control-text"), (ENSEMBLE, "control-text"), ("student", ENSEMBLE)]
     return {

@@ -162,4 +162,10 @@ class DistillSection(Section):
         "or histories)",
     )
     label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="of the arms that are taught, in the place of student.dropout: soft targets leave less to learn by heart",
+    )
     objectives: Objectives = Field(default={"forward_kl": {"weight": 1.0}}, description="method -> its options")

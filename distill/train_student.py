@@ -131,6 +131,8 @@ def build_student(
     `targets` and `distill` go together; positions of the slices `untaught` learn from their labels alone.
     """
     torch.manual_seed(seed)
+    if distill and distill.dropout is not None:
+        section = section.model_copy(update={"dropout": distill.dropout})
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
     taught_P = ~np.any([position_slices(sequences)[name] for name in untaught], axis=0) if untaught else None
     beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)

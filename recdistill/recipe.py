@@ -170,7 +170,7 @@ class Recipe(Section):
     def lesson(self) -> str:
         """Who teaches the student, and what it learns, with their weights: what is left of a recipe and its bases."""
         shares = [
-            {who: weight for who, weight in self.targets.members.items() if weight},
+            {who: self.targets.members[who] for who in self.targets.who},
             {"label": self.distill.label_weight, **weights_of(self.distill.objectives)},
             {name: REGULARISERS[name].model_validate(own).weight for name, own in self.regularisers.items()},
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,6 +15,8 @@ from distill.evaluation import kept_history
 from foundation.artifact import load
 from quantize.methods import SERVED_METHODS
 from recdistill.cli import main
+from recommender.config import StudentSection
+from recommender.student import Student
 from tests.constructed import write_chain_dataset, write_tiny_llm
 
 STAGES = ["distill", "quantize", "export tensorrt", "bench"]
@@ -65,7 +68,7 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     exports(runs / SEED, options, capsys)
 
 
-def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The LLM, control-text and a view, of both seeds, and EASE by text teach the student; the control, what has no LLM."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
@@ -75,7 +78,14 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
-    keys += ["distill.follow_audit=true"]
+    keys += ["distill.follow_audit=true", "distill.dropout=0.3"]
+    trained_with = list[float]()
+
+    def student(section: StudentSection, *rest: Any) -> Student:
+        trained_with.append(section.dropout)
+        return Student(section, *rest)
+
+    monkeypatch.setattr("distill.train_student.Student", student)
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
     assert {"control-ensemble-kd", "student", "ease", "ease-text"} < set(found["rows"])
@@ -107,6 +117,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert terms["student"] == terms["control-text"] | {"forward_kl", "hidden", "minilm"}
     assert json.loads((runs / "targets" / "index.json").read_text())["states"] == ["hidden", "query", "key", "value"]
     assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1}
+    assert sorted(trained_with) == [0.1] * 6 + [0.3] * 4, "of both seeds' control-id, control-text and view, and of the taught"
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
     assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 12  # five arms and the teacher, twice
     for seed in (0, 1):

@@ -78,7 +78,10 @@ def fit_ease(sequences: Sequences, l2: float, text_weight: float = 0.0, text_IZ:
         text = F.normalize(torch.from_numpy(text_IZ[1:]).float().to(device()), dim=-1)
         gram_II.addmm_(text, text.T, alpha=text_weight)
     gram_II.diagonal().add_(l2)
-    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(gram_II))
+    try:
+        inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(gram_II))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"ease.l2 = {l2:g} is too little for float32 beside what it regularises; raise it") from error
     del gram_II
     weight_II = inverse_II.div_(-inverse_II.diagonal().clone()[None])
     return weight_II.fill_diagonal_(0.0)

@@ -139,6 +139,11 @@ def test_a_catalogue_too_large_for_all_pairs_is_refused(sequences: Sequences, mo
         fit_ease(sequences, L2)
 
 
+def test_too_little_regularisation_is_named(sequences: Sequences, text_IZ: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"ease\.l2 = 1e-06 is too little .* raise it"):
+        fit_ease(sequences, 1e-6, 1e9, text_IZ)
+
+
 def test_it_has_no_states(ease: Ease) -> None:
     with pytest.raises(ValueError, match="name another member first"):
         ease.see(torch.tensor([[1]]), torch.tensor([[True]]), ["hidden"])

@@ -19,9 +19,8 @@ from recommender.slices import slices
 from recommender.split import Sequences
 
 CONTROLS = ("control-id", "control-text", "control-tuned", "control-ensemble-kd")
-_LINEAR = ("ease", "ease-text")
+_LINEAR = (("ease", "control-id"), ("ease-text", "control-text"), ("ease-text", "ease"))  # and what each is held against
 _STAGE_BEFORE = {
-    "ease-text": "ease",
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
     "control-tuned": "control-text",
@@ -48,7 +47,8 @@ def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """Every variant with the stage before it, teacher and student with all they must beat, what is served with the teacher."""
     known = list(names)
-    to_controls = [(taught, control) for taught in ("teacher", "student") for control in (*CONTROLS, *_LINEAR)]
+    beaten = (*CONTROLS, "ease", "ease-text")
+    to_controls = [*_LINEAR, *((taught, other) for taught in ("teacher", "student") for other in beaten)]
     before = [(name, stage) for name in known if (stage := stage_before(name))]
     served = [(name, "teacher") for name in known if name.startswith("student")]
     wanted = dict.fromkeys([*(p for p in before if p[0] in CONTROLS), *to_controls, *before, *served])

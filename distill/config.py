@@ -97,7 +97,7 @@ class ItemEncoderSection(Section):
 
 
 class EaseSection(Section):
-    """The linear model of `distill/ease.py`, for members of targets: `ease` by interactions alone, `ease-text` by text too."""
+    """The linear model (`distill/ease.py`) for members of targets: `ease` by interactions alone, `ease-text` by text too."""
 
     l2: float = Field(default=100.0, gt=0, description="regularisation, in users")
     text_weight: float = Field(default=30.0, gt=0, description="of `ease-text`: for how many users a dimension of text counts")
@@ -111,8 +111,8 @@ class TargetsSection(Section):
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
-        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds, whose scores, most of them below 1, are "
-        "added times their weight",
+        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds, whose scores, most of them below .1, are "
+        "added times their weight (40 on Amazon Games, 3 on ml-100k)",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"

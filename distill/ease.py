@@ -5,7 +5,7 @@
 X holds users by items, 1 where a training part has the item; B has the least squared error |X - X B|^2 + l |B|^2 with a zero
 diagonal (Steck, 2019: EASE). Z holds items by dimensions of their text vectors, each item's of length 1: with it every
 dimension counts as one more user, a times over (Jeunen, Van Balen and Goethals, 2020: collective EASE), so that an item of
-few interactions is known by those that the LLM finds alike.
+few interactions is known by those that the LLM finds alike. They are the student's vectors of `[text]`, best whitened.
 
 A linear model errs elsewhere than a sequential one, so that both together are better than either (`members.Ensemble`); it has
 I^2 weights, too many to serve, and a student learns it as it learns from a network. Left out: what the order of a history says.
@@ -69,7 +69,7 @@ def fit_ease(sequences: Sequences, l2: float, text_weight: float = 0.0, text_IZ:
             f"ease holds every pair of items in memory, {num_items**2 * 4 / 1e9:.0f} GB for {num_items:,} items; it is for "
             f"{_MAX_ITEMS:,} at most: leave it out of targets.members"
         )
-    histories = [np.unique(sequences.train(u)) for u in range(sequences.num_users)]
+    histories = [sequences.train(u) for u in range(sequences.num_users)]
     users = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
     ones = np.ones(len(users), np.float32)
     taken_UI: Any = sp.csr_matrix((ones, (users, np.concatenate(histories) - 1)), (len(histories), num_items))
@@ -101,6 +101,9 @@ def build_ease(
 def load_ease(artifact: Artifact) -> Ease:
     """Open what `build_ease` wrote."""
     weight_II = load_file(artifact.file(WEIGHTS), device=str(device()))["weight"]
-    if weight_II.ndim != 2 or weight_II.shape[0] != weight_II.shape[1]:
-        raise ValueError(f"its weights have the shape {tuple(weight_II.shape)}, not items x items")
-    return Ease(weight_II, artifact.recipe["max_length"])
+    if weight_II.dtype != torch.float32 or weight_II.ndim != 2 or weight_II.shape[0] != weight_II.shape[1]:
+        raise ValueError(f"its weights are {weight_II.dtype} of the shape {tuple(weight_II.shape)}, not float32, items x items")
+    length = artifact.recipe["max_length"]
+    if type(length) is not int or length < 1:
+        raise ValueError(f"max_length = {length!r} is no number of items")
+    return Ease(weight_II, length)

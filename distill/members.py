@@ -28,8 +28,8 @@ class Member(Protocol):
     max_length: int
 
     def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """After every position that `keep_BL` marks: log-probabilities of the next item, but for a constant of each position,
-        float32[N, I], and the states held.
+        """After every position that `keep_BL` marks: log-probabilities of the next item, float32[N, I] (of a linear model
+        its scores, of an ensemble with one their sum), and the states held.
 
         `states` names those that are asked for (`objectives.config.STATES`), each float[N, *].
         """

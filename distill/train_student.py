@@ -6,6 +6,7 @@ control-tuned        text by the tuned encoder,  b_i + eta W z_i
                      no teacher
 control-ensemble-kd  item text, taught by the     b_i + eta W z_i, plus the recipe's distillation objectives
                      averaged control-text seeds
+                     (and EASE without text)
 student              item text and the teacher    b_i + eta W z_i, plus the recipe's distillation objectives
 """
 

@@ -222,6 +222,8 @@ def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
         for task in make_side_by_side(distill_tasks(pipeline), arguments.jobs):
             if task.method == "audit":  # before anybody learns from whom it judged
                 pipeline.tell_audit(int(task.arguments[0]))
+    for name in pipeline.linear:  # soon, for it may have too many items
+        pipeline.ease(name)
     for seed in seeds:
         for name in pipeline.controls:
             if name != ENSEMBLE:  # which needs every seed's control-text

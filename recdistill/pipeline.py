@@ -321,6 +321,8 @@ class Pipeline:
         recipe = self._sections(*sections)
         for other in ("ensemble_control", *(["follow_audit"] if arm == ENSEMBLE else [])):  # they say nothing of this arm
             recipe.get("distill", {}).pop(other, None)
+        if recipe.get("distill", {}).get("dropout", 0) is None:
+            del recipe["distill"]["dropout"]
         return self._make(self._seeded(seed, arm), arm, recipe, inputs, build, seed)
 
     def onnx(self, arm: str, seed: int, precision: str = "") -> Artifact:

@@ -320,12 +320,14 @@ def test_comparisons_pair_users_and_seeds() -> None:
 
 def test_every_variant_is_compared_with_the_stage_before_and_what_is_served_with_the_teacher() -> None:
     rank_SU = np.random.default_rng(0).integers(0, 5, (1, 200))
-    names = ("popularity", "control-id", "control-text", "control-tuned", "teacher", "teacher-nf4", "student", "student-new")
+    names = ("popularity", "control-id", "control-text", "control-tuned", "ease", "ease-text")
+    names += ("teacher", "teacher-nf4", "student", "student-new")
     told = list(comparisons(dict.fromkeys(names, rank_SU)))
     assert told == [
         "control-text over control-id",
         "control-tuned over control-text",
-        *(f"{taught} over {control}" for taught in ("teacher", "student") for control in names[1:4]),
+        *("ease over control-id", "ease-text over control-text", "ease-text over ease"),
+        *(f"{taught} over {other}" for taught in ("teacher", "student") for other in names[1:6]),
         "teacher-nf4 over teacher",
         "student over teacher",
         "student-new over student",

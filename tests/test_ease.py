@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.config import EaseSection
-from distill.ease import Ease, build_ease, fit_ease
+from distill.ease import WEIGHTS, Ease, build_ease, fit_ease
 from distill.evaluation import kept_ranks
 from distill.members import Ensemble, open_member
-from foundation.artifact import Artifact, make
+from foundation.artifact import Artifact, ArtifactError, make
 from recommender.data import load_dataset
 from recommender.evaluate import evaluate
 from recommender.split import Sequences, build_sequences
@@ -131,6 +132,22 @@ def test_the_artefact_opens_as_a_member_and_is_as_good_as_it_says(
     torch.testing.assert_close(member.weight_II, fit_ease(sequences, L2, 5.0, text_IZ))
     assert made.metrics["num_parameters"] == sequences.num_items * (sequences.num_items - 1)
     assert (kept_ranks(made, "test") == evaluate(member, sequences, "test")).all()
+
+
+@pytest.mark.parametrize(
+    ("weight_II", "length", "message"),
+    [
+        (torch.zeros(4, 5), 9, "not float32, items x items"),
+        (torch.zeros(4, 4, dtype=torch.float16), 9, "not float32, items x items"),
+        (torch.zeros(4, 4), 0, "max_length = 0 is no number of items"),
+    ],
+)
+def test_what_is_no_such_model_is_refused(weight_II: Tensor, length: int, message: str, tmp_path: Path) -> None:
+    recipe = {"ease": {}, "max_length": length}
+    write = lambda draft: save_file({"weight": weight_II}, draft.path / WEIGHTS)  # noqa: E731
+    made = make(tmp_path / "ease", "ease", recipe=recipe, inputs={}, build=write)
+    with pytest.raises(ArtifactError, match=message):
+        open_member(made)
 
 
 def test_a_catalogue_too_large_for_all_pairs_is_refused(sequences: Sequences, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ VARIANTS = {
     "taught by control-text": Variant("student", ("targets.members={control-text = 1.0}",)),
     "taught by both": Variant("student", ("targets.members={teacher = 1.0, control-text = 1.0}",)),
     **{
-        f"taught by control-text and {name}": Variant("student", (f"targets.members={{control-text = 1.0, {name} = 1.0}}",))
+        f"taught by control-text and 40 {name}": Variant("student", (f"targets.members={{control-text = 1.0, {name} = 40.0}}",))
         for name in ("ease", "ease-text")
     },
     **{

@@ -101,6 +101,15 @@ def _use_student(artifact: Any, num_items: int) -> None:
     assert not np.isnan(top[1]).any(), "NaN among the scores"
 
 
+def _use_ease(artifact: Any, num_items: int) -> None:
+    import numpy as np
+
+    from distill.ease import load_ease
+
+    top = load_ease(artifact).recommend(np.array([[0, 0, 1], [3, 2, 1]], np.int64), 10)
+    assert not np.isnan(top[1]).any(), "NaN among the scores"
+
+
 def _use_targets(artifact: Any, num_items: int) -> None:
     from distill.targets import load_targets
 
@@ -145,6 +154,7 @@ _USES: dict[str, Callable[[Any, int], None]] = {
     "dataset": _use_dataset,
     "item-text": _use_text,
     "targets": _use_targets,
+    **dict.fromkeys(("ease", "ease-text"), _use_ease),
     "llm": _use_llm,
     "item-encoder": _use_item_encoder,
     **dict.fromkeys(("control-id", "control-text", "control-tuned", "control-ensemble-kd", "student"), _use_student),

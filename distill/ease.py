@@ -56,9 +56,11 @@ class Ease:
     @torch.no_grad()
     def recommend(self, history_BL: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best of each history, as every recommender."""
-        history = torch.from_numpy(history_BL[:, -self.max_length :]).to(self.weight_II.device)
-        score_BI = torch.stack([self.weight_II[items_L[items_L > 0] - 1].sum(0) for items_L in history])
-        return top_k(F.pad(score_BI, (1, 0)), torch.from_numpy(history_BL).to(history.device), k)
+        history = torch.from_numpy(history_BL).to(self.weight_II.device)
+        recent_BL = history[:, -self.max_length :]
+        keep_BL = torch.zeros_like(recent_BL, dtype=torch.bool)
+        keep_BL[:, -1] = True
+        return top_k(F.pad(self.see(recent_BL, keep_BL)[0], (1, 0)), history, k)
 
 
 def fit_ease(sequences: Sequences, l2: float, text_weight: float = 0.0, text_IZ: np.ndarray | None = None) -> Tensor:

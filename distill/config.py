@@ -101,6 +101,9 @@ class EaseSection(Section):
 
     l2: float = Field(default=100.0, gt=0, description="regularisation, in users")
     text_weight: float = Field(default=30.0, gt=0, description="of `ease-text`: for how many users a dimension of text counts")
+    recency: float | None = Field(
+        default=None, gt=0, description="an item of a history counts e^(-a / recency), a items after it; left out: all alike"
+    )
 
 
 class TargetsSection(Section):

@@ -1,14 +1,17 @@
 """Stage: EASE, a linear recommender in closed form, as one of those who teach; by interactions alone, or by item text as well.
 
-    score(history) = sum over its items i of B_i,   B = I - P diag(1 / diag P),   P = (X'X + a Z Z' + l I)^-1
+    score(history) = sum over its items i of w_i B_i,   B = I - P diag(1 / diag P),   P = (X'X + a Z Z' + l I)^-1
 
 X holds users by items, 1 where a training part has the item; B has the least squared error |X - X B|^2 + l |B|^2 with a zero
 diagonal (Steck, 2019: EASE). Z holds items by dimensions of their text vectors, each item's of length 1: with it every
 dimension counts as one more user, a times over (Jeunen, Van Balen and Goethals, 2020: collective EASE), so that an item of
 few interactions is known by those that the LLM finds alike. They are the student's vectors of `[text]`, best whitened.
 
+It is fitted without regard to order. When it scores, an item with n items after it counts w = e^{-n / recency}, as in
+session-aware linear models (Choi et al., 2021: SLIST, delta_pos); without a recency all count 1.
+
 A linear model errs elsewhere than a sequential one, so that both together are better than either (`members.Ensemble`); it has
-I^2 weights, too many to serve, and a student learns it as it learns from a network. Left out: what the order of a history says.
+I^2 weights, too many to serve, and a student learns it as it learns from a network.
 """
 
 from __future__ import annotations
@@ -41,16 +44,20 @@ class Ease:
 
     weight_II: Tensor
     max_length: int
+    recency: float | None = None
 
     @torch.no_grad()
     def see(self, history_BL: Tensor, keep_BL: Tensor, states: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores, not log-probabilities, after each position that `keep_BL` marks, float32[N, I]; it has no states."""
         if states:
             raise ValueError(f"ease has no states ({', '.join(states)}); name another member first")
+        at_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+        after_LL = at_L[:, None] - at_L
+        counts_LL = (-after_LL.clamp(min=0) / (self.recency or torch.inf)).exp() * (after_LL >= 0)
         kept = []
         for history_L, keep_L in zip(history_BL, keep_BL, strict=True):  # a row at a time: all are B * L * I scores
-            score_LI = self.weight_II[(history_L - 1).clamp(min=0)] * (history_L > 0)[:, None]
-            kept.append(score_LI.cumsum(0)[keep_L])
+            real_L = history_L > 0
+            kept.append(counts_LL[keep_L][:, real_L] @ self.weight_II[history_L[real_L] - 1])
         return torch.cat(kept), {}
 
     @torch.no_grad()
@@ -95,7 +102,7 @@ def build_ease(
     """Solve, save and evaluate it; it reads the last `max_length` items of a history, as the student does."""
     weight_II = fit_ease(sequences, section.l2, section.text_weight, text_IZ)
     save_file({"weight": weight_II.cpu().contiguous()}, draft.path / WEIGHTS)
-    record_accuracy(Ease(weight_II, max_length), sequences, draft)
+    record_accuracy(Ease(weight_II, max_length, section.recency), sequences, draft)
     draft.metrics["num_parameters"] = weight_II.numel() - len(weight_II)
 
 
@@ -108,4 +115,7 @@ def load_ease(artifact: Artifact) -> Ease:
     length = artifact.recipe["max_length"]
     if type(length) is not int or length < 1:
         raise ValueError(f"max_length = {length!r} is no number of items")
-    return Ease(weight_II, length)
+    recency = artifact.recipe["ease"].get("recency")
+    if recency is not None and not (type(recency) is float and recency > 0):
+        raise ValueError(f"recency = {recency!r} is no number of items above 0")
+    return Ease(weight_II, length, recency)

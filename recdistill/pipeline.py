@@ -269,7 +269,7 @@ class Pipeline:
             text_IZ = load_text(inputs["text"])[1] if "text" in inputs else None
             build_ease(self.sequences, section, length, draft, text_IZ)
 
-        options = section.model_dump(mode="json", exclude=None if "text" in inputs else {"text_weight"})
+        options = section.model_dump(mode="json", exclude=None if "text" in inputs else {"text_weight"}, exclude_none=True)
         recipe = {"ease": options, "max_length": length, **self._sections("num_threads")}
         return self._make(self.folder / name, name, recipe, inputs, build)
 

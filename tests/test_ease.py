@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_scores_are_the_sum_over_the_history_so_far(ease: Ease) -> None:
     assert not held
 
 
+@pytest.mark.parametrize("recency", [0.01, 1.5, 1e9])
+def test_older_items_count_less(ease: Ease, recency: float) -> None:
+    history_BL = torch.tensor([[0, 0, 3, 1], [2, 5, 4, 6]])
+    keep_BL = torch.tensor([[False, False, True, True], [False, False, False, True]])
+    found_NI, _ = Ease(ease.weight_II, 4, recency).see(history_BL, keep_BL)
+    for found_I, items in zip(found_NI, ([3], [3, 1], [2, 5, 4, 6]), strict=True):
+        ages = range(len(items) - 1, -1, -1)
+        expected_I = sum(math.exp(-age / recency) * ease.weight_II[item - 1] for age, item in zip(ages, items, strict=True))
+        torch.testing.assert_close(found_I, expected_I)
+
+
 def test_its_scores_are_added_to_the_mean_of_the_others(ease: Ease) -> None:
     class Other:
         def __init__(self, log_p_I: Tensor) -> None:
@@ -119,7 +131,7 @@ def test_only_the_last_items_are_read(ease: Ease) -> None:
 def test_the_artefact_opens_as_a_member_and_is_as_good_as_it_says(
     sequences: Sequences, text_IZ: np.ndarray, tmp_path: Path
 ) -> None:
-    section = EaseSection(l2=L2, text_weight=5.0)
+    section = EaseSection(l2=L2, text_weight=5.0, recency=2.0)
     made = make(
         tmp_path / "ease",
         "ease-text",
@@ -128,22 +140,23 @@ def test_the_artefact_opens_as_a_member_and_is_as_good_as_it_says(
         build=lambda draft: build_ease(sequences, section, 9, draft, text_IZ),
     )
     member = open_member(made)
-    assert isinstance(member, Ease) and member.max_length == 9
+    assert isinstance(member, Ease) and (member.max_length, member.recency) == (9, 2.0)
     torch.testing.assert_close(member.weight_II, fit_ease(sequences, L2, 5.0, text_IZ))
     assert made.metrics["num_parameters"] == sequences.num_items * (sequences.num_items - 1)
     assert (kept_ranks(made, "test") == evaluate(member, sequences, "test")).all()
 
 
 @pytest.mark.parametrize(
-    ("weight_II", "length", "message"),
+    ("weight_II", "length", "recency", "message"),
     [
-        (torch.zeros(4, 5), 9, "not float32, items x items"),
-        (torch.zeros(4, 4, dtype=torch.float16), 9, "not float32, items x items"),
-        (torch.zeros(4, 4), 0, "max_length = 0 is no number of items"),
+        (torch.zeros(4, 5), 9, 1.0, "not float32, items x items"),
+        (torch.zeros(4, 4, dtype=torch.float16), 9, 1.0, "not float32, items x items"),
+        (torch.zeros(4, 4), 0, 1.0, "max_length = 0 is no number of items"),
+        (torch.zeros(4, 4), 9, 0.0, r"recency = 0\.0 is no number of items above 0"),
     ],
 )
-def test_what_is_no_such_model_is_refused(weight_II: Tensor, length: int, message: str, tmp_path: Path) -> None:
-    recipe = {"ease": {}, "max_length": length}
+def test_what_is_no_such_model_is_refused(weight_II: Tensor, length: int, recency: float, message: str, tmp_path: Path) -> None:
+    recipe = {"ease": {"recency": recency}, "max_length": length}
     write = lambda draft: save_file({"weight": weight_II}, draft.path / WEIGHTS)  # noqa: E731
     made = make(tmp_path / "ease", "ease", recipe=recipe, inputs={}, build=write)
     with pytest.raises(ArtifactError, match=message):

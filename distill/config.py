@@ -111,6 +111,9 @@ class TargetsSection(Section):
 
     top_k: int = Field(default=100, ge=1, le=10_000, description="at most; a smaller catalogue is kept whole")
     temperature: float = Field(default=1.0, gt=0, le=100)
+    ends: bool = Field(
+        default=False, description="teach at the end of each user's training part as well, where the next item is not known"
+    )
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "

@@ -32,12 +32,12 @@ _SHARD_WINDOWS = 2048
 def build_targets(
     member: Member, sequences: Sequences, section: TargetsSection, draft: Draft, states: Sequence[str] = ()
 ) -> None:
-    """Run a member over the training part; `states` are those of its that are kept as well.
+    """Run a member over the training part (with `ends`, its ends as well); `states` are those of its that are kept as well.
 
     Every position is seen once, with at least half a window of context where its user has one.
     """
-    windows = TrainingWindows(sequences, member.max_length)
-    if not windows.num_positions:
+    windows = TrainingWindows(sequences, member.max_length, section.ends)
+    if not windows.num_labels:
         raise ValueError("the training part holds no pair of successive items; the data is too small to distil from")
     rows = 1 << (rows_at_once(sequences.num_items, cpu=32, gpu=256).bit_length() - 1)  # shards begin alike on every device
     batches, per_shard = list(windows.overlapping(rows)), _SHARD_WINDOWS // rows
@@ -51,7 +51,7 @@ def build_targets(
             replace_durably(aside, draft.checkpoint / name)
     for name in names:
         draft.take(name)
-    kept = section.model_dump(include={"top_k", "temperature"})
+    kept = section.model_dump(include={"top_k", "temperature", "ends"})
     index = {"num_positions": windows.num_positions, "shards": names, "states": list(states), **kept}
     (draft.path / "index.json").write_text(json.dumps(index))
 
@@ -60,12 +60,12 @@ def build_targets(
 def _shard(member: Member, batches: list[Batch], section: TargetsSection, states: Sequence[str]) -> dict[str, np.ndarray]:
     parts: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        keep_BL = torch.from_numpy(batch.label_BL > 0).to(device())
+        keep_BL = torch.from_numpy(batch.position_BL > 0).to(device())
         history_BL = torch.from_numpy(batch.history_BL).to(device())
         log_p_NI, held = member.see(history_BL, keep_BL, states)
         top = (log_p_NI / section.temperature).softmax(-1).topk(min(section.top_k, log_p_NI.shape[-1]), dim=-1)
         part = {
-            "position": batch.position_BL[batch.label_BL > 0],
+            "position": batch.position_BL[batch.position_BL > 0],
             "index": top.indices.int().cpu().numpy(),
             "probability": top.values.half().cpu().numpy(),
         }
@@ -88,6 +88,7 @@ class Targets:
     index_PK: np.ndarray
     probability_PK: np.ndarray
     states: dict[str, np.ndarray]  # float16[P, *] each, of the first member
+    ends: bool = False
 
     def at(self, position_N: np.ndarray, to: torch.device) -> TeacherTargets:
         """Targets of N positions (numbered from 1)."""
@@ -104,7 +105,8 @@ class Targets:
 def load_targets(artifact: Artifact, num_items: int) -> Targets:
     """Open what `build_targets` wrote, and check that it holds distributions over a catalogue of `num_items`."""
     index = json.loads(artifact.file("index.json").read_text())
-    section = TargetsSection(top_k=index["top_k"], temperature=index["temperature"])
+    ends = index.get("ends", False)  # which older ones do not name
+    section = TargetsSection(top_k=index["top_k"], temperature=index["temperature"], ends=ends)
     found = _joined([artifact.file(name) for name in index["shards"]], index["num_positions"])
     position_N, index_PK, probability_PK = (found[name] for name in ("position", "index", "probability"))
     if index_PK.shape != (len(position_N), min(section.top_k, num_items)) or probability_PK.shape != index_PK.shape:
@@ -117,7 +119,7 @@ def load_targets(artifact: Artifact, num_items: int) -> Targets:
     for name, state in states.items():
         if state.ndim != 2 or len(state) != len(position_N):
             raise ValueError(f"its states {name!r} are not one row per position")
-    return Targets(section.temperature, index_PK, probability_PK, states)
+    return Targets(section.temperature, index_PK, probability_PK, states, section.ends)
 
 
 def _joined(shards: Sequence[Path], num_positions: int) -> dict[str, np.ndarray]:

@@ -66,7 +66,8 @@ class Losses:
         history_BL, label_BL = (torch.from_numpy(part).to(device()) for part in (batch.history_BL, batch.label_BL))
         table_ID = self.student.items()
         states, taught_BL = self.student.states(history_BL, table_ID), self._taught(batch)
-        terms = self._scored(states["hidden"][label_BL > 0], table_ID[1:], batch, taught_BL)
+        keep_BL = torch.from_numpy(batch.position_BL > 0).to(device())
+        terms = self._scored(states["hidden"][keep_BL], table_ID[1:], batch, taught_BL)
         step = Step(self.student, table_ID, history_BL, label_BL, torch.from_numpy(batch.user_B).to(device()))
         beside = {name: (regulariser.weight, regulariser(step)) for name, regulariser in self.regularisers.items()}
         beside |= self._held(states, batch, taught_BL)
@@ -77,22 +78,23 @@ class Losses:
 
     def _taught(self, batch: Batch) -> np.ndarray:
         """Which positions of a batch learn from the targets, bool[B, L]."""
-        labelled_BL = batch.label_BL > 0
+        keep_BL = batch.position_BL > 0
         if self.targets is None:
-            return np.zeros_like(labelled_BL)
-        return labelled_BL if self.taught_P is None else labelled_BL & self.taught_P[batch.position_BL - 1]
+            return np.zeros_like(keep_BL)
+        return keep_BL if self.taught_P is None else keep_BL & self.taught_P[batch.position_BL - 1]
 
     def _scored(self, hidden_ND: Tensor, table_ID: Tensor, batch: Batch, taught_BL: np.ndarray) -> dict[str, Tensor]:
-        """`loss` of the scores of all N labelled positions: the label and, over those that are taught, each objective."""
-        labelled_BL, count = batch.label_BL > 0, len(batch)
-        taught_N, position_N = taught_BL[labelled_BL], batch.position_BL[labelled_BL]
-        label_N = torch.from_numpy(batch.label_BL[labelled_BL] - 1).to(device())
+        """`loss` of the scores of all N positions: the label, where it is known, and, where they are taught, each objective."""
+        keep_BL, count = batch.position_BL > 0, len(batch)
+        taught_N, position_N = taught_BL[keep_BL], batch.position_BL[keep_BL]
+        label_N = torch.from_numpy(batch.label_BL[keep_BL] - 1).to(device())  # -1 at an end
         label_weight = 1.0 if self.distill is None else self.distill.label_weight
         weight_N = torch.from_numpy(np.where(taught_N, label_weight, 1.0)).to(hidden_ND)
+        num_labels = max(int((batch.label_BL > 0).sum()), 1)
 
         def terms(scores_RI: Tensor, rows: slice) -> dict[str, Tensor]:
-            label_R, taught_R = F.cross_entropy(scores_RI, label_N[rows], reduction="none"), taught_N[rows]
-            found = {"loss": weight_N[rows] @ label_R / count, "label": label_R.sum() / count}
+            label_R, taught_R = F.cross_entropy(scores_RI, label_N[rows], reduction="none", ignore_index=-1), taught_N[rows]
+            found = {"loss": weight_N[rows] @ label_R / count, "label": label_R.sum() / num_labels}
             if taught_R.any() and self.objectives and self.targets is not None:
                 taught_TI = scores_RI if taught_R.all() else scores_RI[torch.from_numpy(taught_R).to(device())]
                 teacher, share = self.targets.at(position_N[rows][taught_R], device()), int(taught_R.sum()) / count
@@ -135,7 +137,8 @@ def build_student(
     if distill and distill.dropout is not None:
         section = section.model_copy(update={"dropout": distill.dropout})
     student = Student(section, sequences.num_items, None if text_IZ is None else torch.from_numpy(text_IZ)).to(device())
-    taught_P = ~np.any([position_slices(sequences)[name] for name in untaught], axis=0) if untaught else None
+    ends = targets is not None and targets.ends
+    taught_P = ~np.any([position_slices(sequences, ends)[name] for name in untaught], axis=0) if untaught else None
     beside = build_regularisers(regularisers or {}, has_text=text_IZ is not None)
     losses = Losses(student, beside, targets, distill, taught_P)
     learned = losses.learned
@@ -148,7 +151,7 @@ def build_student(
 
     run = Fit(
         nn.ModuleDict({"student": student, "objectives": learned}) if list(learned.parameters()) else student,
-        batches=EpochBatches(TrainingWindows(sequences, section.max_length), section.optim.batch_size, seed),
+        batches=EpochBatches(TrainingWindows(sequences, section.max_length, ends), section.optim.batch_size, seed),
         losses=losses,
         validate=validate,
         section=section.optim,

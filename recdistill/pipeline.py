@@ -251,7 +251,8 @@ class Pipeline:
             teaching = Ensemble([(weight, open_member(artifact)) for weight, artifact in members.values()])
             build_targets(teaching, self.sequences, section, draft, states)
 
-        recipe = self._sections("num_threads") | {"targets": section.model_dump(mode="json")}
+        options = section.model_dump(mode="json", exclude=set() if section.ends else {"ends"})
+        recipe = self._sections("num_threads") | {"targets": options}
         recipe |= {"states": states, "states_of": next(iter(members))} if states else {}
         inputs = {"data": self.data} | {key: artifact for key, (_, artifact) in members.items()}
         out = self.folder / name if shared else self._seeded(seed, name)

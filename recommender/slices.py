@@ -21,11 +21,17 @@ def slices(sequences: Sequences, part: str = "test") -> dict[str, np.ndarray]:
     return {name: member_U for name, member_U in found.items() if member_U.any()}
 
 
-def position_slices(sequences: Sequences) -> dict[str, np.ndarray]:
-    """The same of training positions (numbered as in `recommender/windows.py`), each's own label not counted: bool[P]."""
+def position_slices(sequences: Sequences, ends: bool = False) -> dict[str, np.ndarray]:
+    """The same of training positions (numbered as in `recommender/windows.py`), each's own label not counted: bool[P].
+
+    An end, which has no label, is in no slice of items.
+    """
     trained = [sequences.train(u) for u in range(sequences.num_users)]
     label_P = np.concatenate([sequence[1:] for sequence in trained])
     length_P = np.concatenate([np.arange(1, max(len(sequence), 1)) for sequence in trained])
+    if ends:
+        whole_E = np.array([len(sequence) for sequence in trained if len(sequence)])
+        label_P, length_P = np.append(label_P, np.zeros_like(whole_E)), np.append(length_P, whole_E)
     return _of(sequences, label_P, length_P, own=1)
 
 
@@ -33,10 +39,11 @@ def _of(sequences: Sequences, target_N: np.ndarray, length_N: np.ndarray, own: i
     count_I = sequences.train_counts()
     by_count = np.argsort(-count_I[1:], kind="stable") + 1
     head = by_count[: max(round(_HEAD_SHARE * sequences.num_items), 1)]
+    known_N = target_N > 0
     return {
         "head items": np.isin(target_N, head),
-        "tail items": count_I[target_N] - own <= _TAIL,
-        "cold items": count_I[target_N] - own == 0,
+        "tail items": known_N & (count_I[target_N] - own <= _TAIL),
+        "cold items": known_N & (count_I[target_N] - own == 0),
         "short histories": length_N <= _SHORT,
         "long histories": length_N >= _LONG,
     }

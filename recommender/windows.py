@@ -21,7 +21,11 @@ _BUCKET_BATCHES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """int64[B, L]; 0 = padding. `position` numbers all training labels of the dataset from 1 (rows of teacher targets)."""
+    """int64[B, L]; 0 = padding.
+
+    `position` numbers all training labels of the dataset from 1 (rows of teacher targets), then the ends of its histories,
+    whose label is 0.
+    """
 
     history_BL: np.ndarray
     label_BL: np.ndarray
@@ -30,18 +34,25 @@ class Batch:
 
     def __len__(self) -> int:
         """How many positions it teaches."""
-        return int((self.label_BL > 0).sum())
+        return int((self.position_BL > 0).sum())
 
 
 class TrainingWindows:
-    """Windows of at most `max_length` labels over the training part of `sequences`."""
+    """Windows of at most `max_length` labels over the training part of `sequences`.
 
-    def __init__(self, sequences: Sequences, max_length: int) -> None:
+    With `ends` the end of each user's training part is a position as well: what comes next is not known there, so that it is
+    for a teacher only.
+    """
+
+    def __init__(self, sequences: Sequences, max_length: int, ends: bool = False) -> None:
         self.max_length = max_length
         self.sequences = [sequences.train(u) for u in range(sequences.num_users)]
         self.num_labels_U = np.array([max(len(s) - 1, 0) for s in self.sequences])
         self.first_U = np.cumsum(self.num_labels_U) - self.num_labels_U
-        self.num_positions = int(self.num_labels_U.sum())
+        self.num_labels = int(self.num_labels_U.sum())
+        has_end_U = np.array([ends and len(s) > 0 for s in self.sequences])
+        self.end_U = np.where(has_end_U, self.num_labels + np.cumsum(has_end_U), 0)  # its position, 0 where there is none
+        self.num_positions = self.num_labels + int(has_end_U.sum())
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> list[Batch]:
         """Batches of one epoch in random order, the same for the same (epoch, batch_size, seed); each position once."""
@@ -60,13 +71,16 @@ class TrainingWindows:
         return [self._batch(batches[i]) for i in rng.permutation(len(batches))]
 
     def overlapping(self, batch_size: int) -> Iterator[Batch]:
-        """Every position once, in order, each with at least half a window of context where the user has one."""
+        """Every position once, in order, each with at least half a window of context where the user has one, an end with all."""
         step = max(self.max_length // 2, 1)
         rows: list[tuple[int, int, int, int]] = []
         for u, count in enumerate(self.num_labels_U):
             for start in range(0, int(count), step):
                 context = max(0, start + step - self.max_length) if start else 0
                 rows.append((u, context, start, min(start + step, int(count))))
+        for u in np.flatnonzero(self.end_U):
+            last = int(self.num_labels_U[u])
+            rows.append((int(u), max(0, last + 1 - self.max_length), last, last + 1))
         for first in range(0, len(rows), batch_size):
             yield self._batch(
                 [(u, context, stop) for u, context, _, stop in rows[first : first + batch_size]],
@@ -74,8 +88,8 @@ class TrainingWindows:
             )
 
     def _cut(self, u: int, offset: int) -> Iterator[tuple[int, int, int]]:
-        """(user, first label, last label + 1) of each window; labels are numbered from 0 within the user."""
-        count = int(self.num_labels_U[u])
+        """(user, first label, last label + 1) of each window; labels are numbered from 0 within the user, an end after them."""
+        count = int(self.num_labels_U[u]) + int(self.end_U[u] > 0)
         cuts = [0, *range(offset or self.max_length, count, self.max_length), count]
         return ((u, a, b) for a, b in itertools.pairwise(cuts) if b > a)
 
@@ -84,8 +98,10 @@ class TrainingWindows:
         for row, (u, a, b) in enumerate(spans):
             sequence, start = self.sequences[u], a if label_from is None else label_from[row]
             keep = np.arange(a, b) >= start
+            at = np.arange(a, b)
             histories.append(sequence[a:b])
-            labels.append(np.where(keep, sequence[a + 1 : b + 1], 0))
-            positions.append(np.where(keep, self.first_U[u] + np.arange(a, b) + 1, 0))
+            labels.append(np.where(keep, np.append(sequence, 0)[a + 1 : b + 1], 0))
+            numbers = np.where(at < self.num_labels_U[u], self.first_U[u] + at + 1, self.end_U[u])
+            positions.append(np.where(keep, numbers, 0))
         users = np.array([u for u, _, _ in spans], np.int64)
         return Batch(pad_left(histories), pad_left(labels), pad_left(positions), users)

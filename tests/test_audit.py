@@ -81,6 +81,16 @@ def test_slices_of_positions_are_those_of_the_windows(sequences: Sequences) -> N
             assert found["tail items"][position - 1] == (count_I[label] <= 6)  # its own not counted
 
 
+def test_an_end_is_in_slices_of_histories_only(sequences: Sequences) -> None:
+    plain, found = position_slices(sequences), position_slices(sequences, ends=True)
+    trained = [sequences.train(u) for u in range(sequences.num_users)]
+    length_E = np.array([len(items) for items in trained if len(items)])
+    for name, member_P in found.items():
+        assert (member_P[: -len(length_E)] == plain[name]).all()
+        expected = {"short histories": length_E <= 5, "long histories": length_E >= 20}.get(name, np.zeros(len(length_E), bool))
+        assert (member_P[-len(length_E) :] == expected).all()
+
+
 def test_a_label_does_not_make_its_own_item_known() -> None:
     """Item 1 is a label six times in all, item 2 once; each user's last two items are for evaluation."""
     users = [[3, 1, 4, 5]] * 6 + [[3, 2, 4, 5]]
@@ -175,18 +185,21 @@ def test_the_audit_finds_what_is_planted(
     assert worse_slices(audit) == []
 
 
+def targets_of(teacher: Artifact, sequences: Sequences, out: Path, ends: bool) -> Targets:
+    """The teacher's distributions and states."""
+    member, section = TeacherMember(load_teacher(teacher)), TargetsSection(top_k=5, ends=ends)
+    build = lambda draft: build_targets(member, sequences, section, draft, ["hidden"])  # noqa: E731
+    return load_targets(make(out, "targets", recipe={}, inputs={}, build=build), sequences.num_items)
+
+
 @pytest.fixture(scope="module")
 def targets(teacher: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Targets:
-    """The teacher's distributions and states."""
-    member = TeacherMember(load_teacher(teacher))
-    made = make(
-        tmp_path_factory.mktemp("targets") / "t",
-        "targets",
-        recipe={},
-        inputs={},
-        build=lambda draft: build_targets(member, sequences, TargetsSection(top_k=5), draft, ["hidden"]),
-    )
-    return load_targets(made, sequences.num_items)
+    return targets_of(teacher, sequences, tmp_path_factory.mktemp("targets") / "t", ends=False)
+
+
+@pytest.fixture(scope="module")
+def targets_with_ends(teacher: Artifact, sequences: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Targets:
+    return targets_of(teacher, sequences, tmp_path_factory.mktemp("targets") / "e", ends=True)
 
 
 def test_shards_are_the_same_on_every_device(
@@ -209,11 +222,23 @@ def test_shards_are_the_same_on_every_device(
     assert len(shards[0]) > 2 and shards[0] == shards[1]
 
 
+def test_ends_are_taught_beside_what_was_taught_already(
+    targets: Targets, targets_with_ends: Targets, sequences: Sequences
+) -> None:
+    num_labels, num_ends = len(targets.index_PK), sum(len(sequences.train(u)) > 0 for u in range(sequences.num_users))
+    assert (targets.ends, targets_with_ends.ends) == (False, True)
+    assert len(targets_with_ends.index_PK) == num_labels + num_ends
+    np.testing.assert_allclose(targets_with_ends.probability_PK[:num_labels], targets.probability_PK, atol=1e-3)
+
+
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("max_scores", [1 << 22, 1000], ids=["at once", "in chunks"])
 def test_the_loss_of_a_batch_equals_its_slow_definition(
-    targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch, max_scores: int
+    request: pytest.FixtureRequest, sequences: Sequences, monkeypatch: pytest.MonkeyPatch, max_scores: int, ends: bool
 ) -> None:
-    """Position by position, each history without padding: the label, less where it is taught, and there the teacher."""
+    """Position by position, each history without padding: the label where there is one, less where it is taught, and there
+    the teacher."""
+    targets = request.getfixturevalue("targets_with_ends" if ends else "targets")
     monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
     monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
     monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
@@ -221,17 +246,18 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
     section = STUDENT.model_copy(update={"dropout": 0.0})
     student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
     distill = DistillSection(label_weight=0.3, objectives={"forward_kl": {"weight": 0.7}})
-    windows = TrainingWindows(sequences, section.max_length)
+    windows = TrainingWindows(sequences, section.max_length, ends)
     taught_P = np.random.default_rng(0).random(windows.num_positions) < 0.6
     batch = max(windows.epoch(0, 16, 0), key=lambda one: (one.history_BL == 0).sum())
     found = Losses(student, {}, targets, distill, taught_P)(batch)
 
-    table_ID, total, label, taught, count = student.items(), 0.0, 0.0, 0.0, 0
+    table_ID, total, label, taught, count, num_labels = student.items(), 0.0, 0.0, 0.0, 0, 0
     for history_L, label_L, position_L in zip(batch.history_BL, batch.label_BL, batch.position_BL, strict=True):
-        for place in np.flatnonzero(label_L):
+        for place in np.flatnonzero(position_L):
             known = torch.from_numpy(history_L[: place + 1][history_L[: place + 1] > 0])[None]
             log_q_I = (student(known, table_ID)[0, -1] @ table_ID[1:].T).log_softmax(0)
-            own, kl = -log_q_I[label_L[place] - 1], torch.zeros(())
+            own, kl = -log_q_I[label_L[place] - 1] * float(label_L[place] > 0), torch.zeros(())
+            num_labels += label_L[place] > 0
             if taught_P[position_L[place] - 1]:
                 index_K = torch.from_numpy(targets.index_PK[position_L[place] - 1]).long()
                 p_K = torch.from_numpy(targets.probability_PK[position_L[place] - 1]).float()
@@ -242,8 +268,9 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
                 total = total + own
             label, taught, count = label + own, taught + kl, count + 1
     assert (batch.history_BL == 0).any() and taught.item() > 0
-    for name, expected in (("loss", total), ("label", label), ("forward_kl", taught)):
-        assert found[name].item() == pytest.approx(float(expected.detach()) / count, rel=1e-5), name
+    assert (num_labels < count) == ends
+    for name, expected in (("loss", total / count), ("label", label / num_labels), ("forward_kl", taught / count)):
+        assert found[name].item() == pytest.approx(float(expected.detach()), rel=1e-5), name
     weights = list(student.parameters())
     for own, slow in zip(torch.autograd.grad(found["loss"], weights), torch.autograd.grad(total / count, weights), strict=True):
         assert torch.allclose(own, slow, rtol=1e-4, atol=1e-7)
@@ -280,7 +307,7 @@ def test_untaught_positions_learn_from_their_labels_alone(
         )
 
     make(tmp_path / "s", "student", recipe=recipe, inputs={}, build=build)
-    monkeypatch.setattr("distill.train_student.position_slices", lambda _: {"all": np.ones(len(targets.index_PK), bool)})
+    monkeypatch.setattr("distill.train_student.position_slices", lambda *_: {"all": np.ones(len(targets.index_PK), bool)})
     alike = []
     for name, options in (
         ("control", {}),

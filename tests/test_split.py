@@ -144,6 +144,32 @@ def test_windows_cover_every_training_label_once(lengths: list[int], max_length:
         assert [label for _, label in sorted(pairs)] == expected
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(2, 9), st.integers(1, 5))
+def test_ends_are_positions_without_a_label(lengths: list[int], max_length: int, batch_size: int) -> None:
+    sequences = of(*[list(range(1, n + 1)) for n in lengths])
+    plain, windows = TrainingWindows(sequences, max_length), TrainingWindows(sequences, max_length, ends=True)
+    last_items = [sequences.train(u)[-1] for u in range(len(lengths)) if len(sequences.train(u))]
+    assert (plain.num_positions, windows.num_labels) == (plain.num_labels, plain.num_labels)
+    assert windows.num_positions == plain.num_labels + len(last_items)
+    for batches in (windows.epoch(1, batch_size, seed=0), list(windows.overlapping(batch_size))):
+        found = {}
+        for batch in batches:
+            assert batch.history_BL.shape[1] <= max_length and len(batch) == (batch.position_BL > 0).sum()
+            assert ((batch.label_BL > 0) == ((batch.position_BL > 0) & (batch.position_BL <= plain.num_labels))).all()
+            for row, place in np.argwhere(batch.position_BL > 0):
+                known = batch.history_BL[row, : place + 1]
+                assert batch.position_BL[row, place] not in found
+                found[int(batch.position_BL[row, place])] = known[known > 0].tolist(), int(batch.label_BL[row, place])
+        assert sorted(found) == list(range(1, windows.num_positions + 1))
+        assert [found[plain.num_labels + 1 + e][0][-1] for e in range(len(last_items))] == last_items
+        expected = [label for u in range(len(lengths)) for label in sequences.train(u)[1:].tolist()]
+        assert [found[position][1] for position in range(1, plain.num_labels + 1)] == expected
+    assert list(found) == sorted(found), "overlapping windows come in order"
+    contexts = [found[plain.num_labels + 1 + e][0] for e in range(len(last_items))]
+    assert contexts == [list(range(max(1, n - max_length + 1), n + 1)) for n in last_items], "an end has its whole window"
+
+
 def test_overlapping_windows_are_in_order_and_have_context() -> None:
     windows = TrainingWindows(of(list(range(1, 43))), max_length=10)
     batches = list(windows.overlapping(3))

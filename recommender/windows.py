@@ -71,7 +71,7 @@ class TrainingWindows:
         return [self._batch(batches[i]) for i in rng.permutation(len(batches))]
 
     def overlapping(self, batch_size: int) -> Iterator[Batch]:
-        """Every position once, in order, each with at least half a window of context where the user has one, an end with all."""
+        """Every position once, in order, with at least half a window of context where its user has one; an end with all."""
         step = max(self.max_length // 2, 1)
         rows: list[tuple[int, int, int, int]] = []
         for u, count in enumerate(self.num_labels_U):

@@ -2,9 +2,9 @@
 
     python tools/ablation.py --recipe recipes/amazon18-games.toml --users 10000 --jobs 12
 
-The recipe's chain is made once, for seed 0 (others by `--set seeds=[0,1,2]`), with the teacher alone as who teaches by
-forward_kl; every variant of VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained
-anew, at most `--jobs` at a time.
+The recipe's chain is made once, for seed 0 (others by `--set seeds=[0,1,2]`): its members teach, by forward_kl alone. Every
+variant of VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained anew, at most
+`--jobs` at a time.
 Written to docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over the sampled users with its
 interval and its paired difference to control-text, on validation and on test, each user's mean over seeds. What was
 interrupted, or failed, is gone on from by the same command; what is there already is neither made nor dated anew.
@@ -33,6 +33,7 @@ import numpy as np
 import polars as pl
 
 from benchmark.environment import environment
+from distill.config import EASE, EASE_TEXT
 from distill.evaluation import kept_history, kept_ranks
 from foundation.artifact import Artifact, load, lock, sha256_file, write_atomically
 from foundation.recipe import load_recipe
@@ -42,8 +43,7 @@ from recdistill.recipe import Recipe, of_folder
 from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
 
 OBJECTIVE = "forward_kl"
-ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", "targets.members={teacher = 1.0}"]
-ALONE += [f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
+ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
 CHAIN = "chain"  # the folder of what all variants start at
 _SHAPING = (
     "seeds",
@@ -75,6 +75,12 @@ def _objectives(*names: str) -> str:
     return f"distill.objectives={{{', '.join(f'{name} = {own}' for name, own in options.items())}}}"
 
 
+def _members(*names: str) -> str:
+    weights = {name: 50.0 if name in _LINEAR else 1.0 for name in names}
+    return f"targets.members={{{', '.join(f'{name} = {weight}' for name, weight in weights.items())}}}"
+
+
+_LINEAR = (EASE, EASE_TEXT)
 _OPTIONS = {"rrd": "{weight = 0.05}"}  # a sum over 20 items; the others are means
 
 
@@ -85,7 +91,7 @@ VARIANTS = {
     "control-id": Variant("control-id"),
     "control-text": Variant("control-text"),
     "teacher": Variant("teacher"),
-    OBJECTIVE: Variant("student"),
+    OBJECTIVE: Variant("student"),  # as the recipe says but for its other objectives
     **{f"{name} alone": Variant("student", (_objectives(name),)) for name in _OTHERS},
     **{f"{OBJECTIVE} and {name}": Variant("student", (_objectives(OBJECTIVE, name),)) for name in _OTHERS},
     "all objectives": Variant("student", (_objectives(OBJECTIVE, *_OTHERS),)),
@@ -96,19 +102,24 @@ VARIANTS = {
     "label weight 0.2, nothing taught": Variant("student", ("distill.objectives={}", "distill.label_weight=0.2")),
     **{f"label weight {w}": Variant("student", (f"distill.label_weight={w}",)) for w in ("0.0", "0.2", "1.0")},
     "temperature 3": Variant("student", ("targets.temperature=3.0",)),
+    "ends": Variant("student", ("targets.ends=true",)),
+    "no ends": Variant("student", ("targets.ends=false",)),
     "follow_audit": Variant("student", ("distill.follow_audit=true",), start="control-id"),
-    "taught by control-text": Variant("student", ("targets.members={control-text = 1.0}",)),
-    "taught by both": Variant("student", ("targets.members={teacher = 1.0, control-text = 1.0}",)),
-    **{
-        f"taught by control-text and 40 {name}": Variant("student", (f"targets.members={{control-text = 1.0, {name} = 40.0}}",))
-        for name in ("ease", "ease-text")
-    },
+    **{f"taught by {name}": Variant("student", (_members(name),)) for name in ("control-text", EASE_TEXT)},
+    "taught by the teacher": Variant("student", (_members("teacher"),), start="teacher"),
+    "taught by the teacher and control-text": Variant("student", (_members("teacher", "control-text"),), start="teacher"),
+    "taught by all three": Variant("student", (_members("teacher", "control-text", EASE_TEXT),), start="teacher"),
+    **{f"taught by control-text and {name}": Variant("student", (_members("control-text", name),)) for name in _LINEAR},
+    "taught by control-text and ease-text, all items alike": Variant(
+        "student", (_members("control-text", EASE_TEXT), "ease.recency=1e9")
+    ),
     **{
         f"control-text, {name}": Variant("control-text", (f"regularisers={{{name} = {{}}}}",))
         for name in ("fgm", "masked_item", "history_contrast", "text_alignment")
     },
     "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
     "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),
+    "control-text, not whitened": Variant("control-text", ("text.whiten=false", "text.student_dims=128")),
     "teacher reads texts": Variant("teacher", _READER),
     "taught by a reader of texts": Variant("student", _READER, start="teacher reads texts"),
     "control-tuned": Variant("control-tuned", _TUNED),

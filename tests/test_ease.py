@@ -174,6 +174,22 @@ def test_too_little_regularisation_is_named(sequences: Sequences, text_IZ: np.nd
         fit_ease(sequences, 1e-6, 1e9, text_IZ)
 
 
+def test_it_is_right_or_refused_whatever_the_regularisation(sequences: Sequences) -> None:
+    """An item that two users in three have beside a copy of it: the smaller l2, the nearer to singular."""
+    histories = [np.array([1, 2, 3 + u % 5, 9, 9]) if u % 3 else np.array([3 + u % 5, 8, 9]) for u in range(3000)]
+    offsets = np.cumsum([0, *map(len, histories)])
+    twins = Sequences([str(u) for u in range(3000)], [str(i) for i in range(9)], offsets, np.concatenate(histories))
+    refused = []
+    for l2 in 10.0 ** np.arange(2, -8, -0.5):
+        try:
+            found_II = fit_ease(twins, l2)
+        except ValueError:
+            refused.append(l2)
+        else:
+            np.testing.assert_allclose(found_II.cpu(), slow(taken(twins), l2), atol=0.05)
+    assert refused and max(refused) < 1
+
+
 def test_it_has_no_states(ease: Ease) -> None:
     with pytest.raises(ValueError, match="name another member first"):
         ease.see(torch.tensor([[1]]), torch.tensor([[True]]), ["hidden"])

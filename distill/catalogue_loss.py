@@ -45,7 +45,9 @@ def over_catalogue(hidden_ND: Tensor, table_ID: Tensor, terms: Callable[[Tensor,
 
 
 def cross_entropy(hidden_ND: Tensor, table_ID: Tensor, label_N: Tensor) -> Tensor:
-    """Of the items `label_N` (0-based), a mean over positions."""
+    """Of the items `label_N` (0-based), a mean over positions; 0 where there is none."""
+    if not len(label_N):
+        return (hidden_ND.sum() + table_ID.sum()) * 0
 
     def mean(scores_RI: Tensor, rows: slice) -> Terms:
         return {"loss": F.cross_entropy(scores_RI, label_N[rows], reduction="sum") / len(label_N)}

@@ -81,9 +81,10 @@ class RegulariserContract:
             optimizer.step()
         assert losses[-1] < 0.8 * losses[0]
 
-    def test_next_to_nothing_is_no_error(self) -> None:
+    @pytest.mark.parametrize("labels", [1, 0], ids=["one label", "an end alone"])
+    def test_next_to_nothing_is_no_error(self, labels: int) -> None:
         step = self.step(num_histories=1)
-        alone = replace(step, history_BL=step.history_BL[:, :1], label_BL=step.label_BL[:, :1])
+        alone = replace(step, history_BL=step.history_BL[:, :1], label_BL=step.label_BL[:, :1] * labels)
         loss = self.loss(alone)
         loss.backward()
         assert loss.isfinite()

@@ -292,6 +292,24 @@ def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequenc
     assert not any("projector" in name for name in load_file(student.file("model.safetensors")))
 
 
+def test_a_student_is_taught_at_the_ends(
+    targets_with_ends: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, at = [], Targets.at
+    monkeypatch.setattr(Targets, "at", lambda self, position_N, to: asked.append(position_N) or at(self, position_N, to))
+    recipe = {"student": STUDENT.model_dump(mode="json")}
+    options = {"targets": targets_with_ends, "distill": DistillSection(objectives={"forward_kl": {}, "hidden": {}})}
+    for untaught in ([], ["short histories", "cold items"]):
+        asked.clear()
+        build = lambda draft, untaught=untaught: build_student(  # noqa: E731
+            "student", sequences, STUDENT, 0, draft, text_IZ=TEXT, untaught=untaught, **options
+        )
+        make(tmp_path / str(len(untaught)), "student", recipe=recipe, inputs={}, build=build)
+        found = position_slices(sequences, ends=True)
+        left_out_P = np.any([found[name] for name in untaught], axis=0) if untaught else np.zeros_like(found["cold items"])
+        assert np.array_equal(np.sort(np.concatenate(asked)), np.flatnonzero(~left_out_P) + 1)
+
+
 def test_untaught_positions_learn_from_their_labels_alone(
     targets: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,11 +292,17 @@ def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequenc
     assert not any("projector" in name for name in load_file(student.file("model.safetensors")))
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Of which positions a student asks what the targets say, filled while it is trained."""
+    positions, at = list[np.ndarray](), Targets.at
+    monkeypatch.setattr(Targets, "at", lambda self, position_N, to: positions.append(position_N) or at(self, position_N, to))
+    return positions
+
+
 def test_a_student_is_taught_at_the_ends(
-    targets_with_ends: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    targets_with_ends: Targets, sequences: Sequences, tmp_path: Path, asked: list[np.ndarray]
 ) -> None:
-    asked, at = [], Targets.at
-    monkeypatch.setattr(Targets, "at", lambda self, position_N, to: asked.append(position_N) or at(self, position_N, to))
     recipe = {"student": STUDENT.model_dump(mode="json")}
     options = {"targets": targets_with_ends, "distill": DistillSection(objectives={"forward_kl": {}, "hidden": {}})}
     for untaught in ([], ["short histories", "cold items"]):
@@ -311,10 +317,8 @@ def test_a_student_is_taught_at_the_ends(
 
 
 def test_untaught_positions_learn_from_their_labels_alone(
-    targets: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    targets: Targets, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[np.ndarray]
 ) -> None:
-    asked, at = [], Targets.at
-    monkeypatch.setattr(Targets, "at", lambda self, position_N, to: asked.append(position_N) or at(self, position_N, to))
     recipe = {"student": STUDENT.model_dump(mode="json")}
     untaught = ["short histories", "cold items"]
     distill = DistillSection(objectives={"forward_kl": {}, "hidden": {}})

@@ -174,7 +174,7 @@ def test_too_little_regularisation_is_named(sequences: Sequences, text_IZ: np.nd
         fit_ease(sequences, 1e-6, 1e9, text_IZ)
 
 
-def test_it_is_right_or_refused_whatever_the_regularisation(sequences: Sequences) -> None:
+def test_it_is_right_or_refused_whatever_the_regularisation() -> None:
     """An item that two users in three have beside a copy of it: the smaller l2, the nearer to singular."""
     histories = [np.array([1, 2, 3 + u % 5, 9, 9]) if u % 3 else np.array([3 + u % 5, 8, 9]) for u in range(3000)]
     offsets = np.cumsum([0, *map(len, histories)])

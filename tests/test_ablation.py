@@ -49,7 +49,7 @@ def test_the_sample_is_fixed(tmp_path: Path) -> None:
     assert one.equals(two)
 
 
-def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=60), write_tiny_llm(tmp_path / "tiny-llm")
     out = tmp_path / "ledger.json"
     words = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--users", "50", "--runs", str(tmp_path / "runs")]
@@ -57,11 +57,17 @@ def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     for key in (f"teacher.llm={llm}", "num_threads=1", "teacher.optim.epochs=1", "student.optim.epochs=1"):
         words += ["--set", key]
 
+    seen = set[int]()  # files, of which linked ones are one
+
     def made() -> list[str]:
         """What was made since, as FOLDER/ARTEFACT of one seed."""
-        told = capfd.readouterr().err.splitlines()
-        paths = [Path(line.split()[2]).relative_to(runs) for line in told if line.startswith("[recdistill] made")]
-        return sorted("/".join(part for part in path.parts if part != "seed-0") for path in paths)
+        there = [path for path in runs.rglob("manifest.json") if not any(part.startswith(".") for part in path.parts)]
+        fresh = {
+            path.stat().st_ino: path.parent.relative_to(runs) for path in sorted(there, key=lambda path: "chain" in path.parts)
+        }
+        fresh = {number: path for number, path in fresh.items() if number not in seen}
+        seen.update(fresh)
+        return sorted("/".join(part for part in path.parts if part != "seed-0") for path in fresh.values())
 
     ablation.main([*words, "--only", "control-id"])
     runs = next((tmp_path / "runs").iterdir())
@@ -82,7 +88,7 @@ def test_it_goes_on_where_it_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "teacher reads texts" in rows and "taught by a reader of texts" not in rows
 
     shutil.rmtree(foreign.parent.parent)
-    capfd.readouterr()
+    assert "teacher-reads-texts/teacher" in made()
     ablation.main([*words, "--only", *names])
     assert not [name for name in made() if name.startswith("teacher-reads-texts") or name == "control-id/control-id"]
     rows = json.loads(out.read_text())["rows"]

@@ -77,6 +77,13 @@ def accuracy_figures(rank_SU: np.ndarray) -> dict[str, Any]:
     return found | {"ndcg_at_10_per_seed": ndcg(rank_SU, _K).mean(axis=1).tolist()}
 
 
+def beside(rank_SU: np.ndarray, other_SU: np.ndarray, other: str) -> dict[str, Any]:
+    """NDCG@10 of an arm with its interval, and what it is over the arm named `other`, paired, each user's mean over seeds."""
+    own_U, other_U = (ndcg(ranks, _K).mean(axis=0) for ranks in (rank_SU, other_SU))
+    over = paired_relative_difference(own_U, other_U)
+    return {"ndcg_at_10": float(own_U.mean()), "ci95": list(bootstrap_ci(own_U)), f"over_{other.replace('-', '_')}": over}
+
+
 @dataclass(frozen=True)
 class Headline:
     """One line on what compression changed, whether it shows that a slice has lost, and of which slices it cannot say."""

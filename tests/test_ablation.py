@@ -104,7 +104,7 @@ def test_it_goes_on_where_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     keys = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     made_twice = json.loads(out.read_text())
-    made_twice["rows"]["control-id"]["control"] = "another"
+    made_twice["rows"]["control-id"]["control"] = ["another"]
     out.write_text(json.dumps(made_twice))
     with pytest.raises(SystemExit, match="another control-text"):
         ablation.main([*words, "--only", "control-id"])
@@ -126,7 +126,7 @@ def test_a_row_of_several_seeds_is_their_mean(tmp_path: Path) -> None:
     for name, row in rows.items():
         folders = [next(runs.glob(f"*/{name.replace(' ', '-')}/seed-{seed}/{row['arm']}")) for seed in (0, 1)]
         arms = [load(folder) for folder in folders]
-        assert row["artifact"] == ",".join(arm.digest for arm in arms) and row["control"].count(",") == 1
+        assert row["artifact"] == [arm.digest for arm in arms] and len(row["control"]) == 2
         assert arms[0].digest != arms[1].digest
         for part in ("validation", "test"):
             assert row[part]["ndcg_at_10"] == pytest.approx(np.mean([arm.metrics[part]["ndcg_at_10"] for arm in arms]))

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import polars as pl
 
+from benchmark.accuracy import beside
 from benchmark.environment import environment
 from distill.config import EASE, EASE_TEXT
 from distill.evaluation import kept_history, kept_ranks
@@ -40,7 +41,6 @@ from foundation.recipe import load_recipe
 from recdistill.parallel import Task, distill_tasks, make_side_by_side
 from recdistill.pipeline import Pipeline
 from recdistill.recipe import Recipe, of_folder
-from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
 
 OBJECTIVE = "forward_kl"
 ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
@@ -204,8 +204,8 @@ def _of_seeds(pipeline: Pipeline, arm: str) -> list[Artifact]:
     return [load(pipeline.folder / f"seed-{seed}" / arm) for seed in pipeline.recipe.seeds]
 
 
-def _digests(artifacts: list[Artifact]) -> str:
-    return ",".join(artifact.digest for artifact in artifacts)
+def _digests(artifacts: list[Artifact]) -> list[str]:
+    return [artifact.digest for artifact in artifacts]
 
 
 def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
@@ -245,10 +245,10 @@ class Ledger:
     def require_same(self, controls: list[Artifact]) -> None:
         """Raise unless every row that is there was compared with these control-texts: others do not belong in its table."""
         rows = self._read()["rows"].values()
-        if others := {row.get("control", "one that was not recorded") for row in rows} - {_digests(controls)}:
+        if any(row.get("control") != _digests(controls) for row in rows):
             raise ValueError(
-                f"{self.out} holds rows that were compared with another control-text ({min(others)[:24]}) than "
-                f"{controls[0].path}; move it away, or name another --out"
+                f"{self.out} holds rows that were compared with another control-text than {controls[0].path}; move it away, or "
+                "name another --out"
             )
 
     def judge(self, name: str, made: list[Artifact], controls: list[Artifact]) -> None:
@@ -259,14 +259,8 @@ class Ledger:
         row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys)}
         row["num_epochs"] = max(len(kept_history(one)) for one in made)
         for part in ("validation", "test"):
-            own_U, control_U = (
-                np.mean([ndcg(kept_ranks(one, part), 10) for one in artifacts], axis=0) for artifacts in (made, controls)
-            )
-            row[part] = {
-                "ndcg_at_10": float(own_U.mean()),
-                "ci95": list(bootstrap_ci(own_U)),
-                "over_control_text": paired_relative_difference(own_U, control_U),
-            }
+            own_SU, control_SU = (np.stack([kept_ranks(one, part) for one in artifacts]) for artifacts in (made, controls))
+            row[part] = beside(own_SU, control_SU, "control-text")
         row |= {
             "artifact": _digests(made),
             "control": _digests(controls),

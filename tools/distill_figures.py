@@ -3,7 +3,7 @@
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
     curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
     audit      what every seed's audit found before anything was distilled
-    ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation
+    ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation and test
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
     python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 
-from benchmark.accuracy import accuracy_figures, comparisons
+from benchmark.accuracy import accuracy_figures, beside, comparisons
 from benchmark.environment import environment
 from benchmark.report import speed_histories
 from benchmark.runner import failure, measure, round_ratios, typical
@@ -48,7 +48,7 @@ from foundation.content import read_json
 from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
 from recdistill.recipe import Recipe, of_folder
-from recommender.metrics import bootstrap_ci, ndcg, paired_relative_difference
+from recommender.metrics import ndcg, paired_relative_difference
 from recommender.slices import slices
 from recommender.student import WEIGHTS, load_student
 
@@ -57,7 +57,7 @@ HEADLINES = {"student_vs_control_text": "control-text", "student_vs_ensemble_kd"
 RUNTIMES, FULL_DEPTH = ("onnxruntime", "openvino"), "full-depth teacher"
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phases", nargs="+", metavar="PHASE", help=f"{', '.join(PHASES)}; after ablation also NAME=FOLDER")
     parser.add_argument("--recipe", type=Path, required=True)
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--arm", default="student", choices=ARMS, help="of ablation")
     parser.add_argument("--over", default="control-text", choices=ARMS, help="what ablation compares with")
     parser.add_argument("--trained-on", default="", metavar="HARDWARE", help="where the runs were made, if not here")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     arguments.variants = dict(word.split("=", 1) for word in arguments.phases if "=" in word)
     phases = [word for word in arguments.phases if "=" not in word]
     if unknown := [phase for phase in phases if phase not in PHASES]:
@@ -190,7 +190,7 @@ def audit(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
-    """Each variant's arm, over the seeds it has, against this run's `--over` of the same seeds; validation, all users."""
+    """Each variant's arm, over the seeds it has, against this run's `--over` of the same seeds; all users."""
     name, rows = arguments.arm, {}
     for variant, folder in {"recipe": str(pipeline.folder), **arguments.variants}.items():
         made = sorted(Path(folder).glob(f"seed-*/{name}"))
@@ -198,15 +198,12 @@ def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
             raise SystemExit(f"{folder} has no seed-S/{name}")
         own, base = [load(path, name) for path in made], [load(pipeline.folder / p.parent.name / arguments.over) for p in made]
         _same([artifact.metrics["targets_sha256"] for artifact in (*own, *base)])
-        new = np.stack([ndcg(kept_ranks(artifact, "validation"), 10) for artifact in own]).mean(axis=0)
-        old = np.stack([ndcg(kept_ranks(artifact, "validation"), 10) for artifact in base]).mean(axis=0)
-        rows[f"{name}: {variant}"] = {
-            "validation_ndcg_at_10": float(new.mean()),
-            "ci95": list(bootstrap_ci(new)),
-            "seeds": [int(path.parent.name.removeprefix("seed-")) for path in made],
-            f"over_{arguments.over}": paired_relative_difference(new, old),
-        }
-        print(f"{name}, {variant}: {new.mean():.5f}")
+        row: dict[str, Any] = {"seeds": [int(path.parent.name.removeprefix("seed-")) for path in made]}
+        for part in ("validation", "test"):
+            new_SU, old_SU = (np.stack([kept_ranks(artifact, part) for artifact in arms]) for arms in (own, base))
+            row[part] = beside(new_SU, old_SU, arguments.over)
+        rows[f"{name}: {variant}"] = row
+        print(f"{name}, {variant}: {row['validation']['ndcg_at_10']:.5f}")
     return {"ablation": rows}
 
 

@@ -33,6 +33,14 @@ def test_every_variant_is_a_recipe_of_its_own(tmp_path: Path) -> None:
     assert all(method in named for method in (*OBJECTIVES, *REGULARISERS))
 
 
+def test_a_linear_model_weighs_what_it_weighs_in_the_recipe(tmp_path: Path) -> None:
+    keys = ablation.VARIANTS["taught by control-text and ease-text"].keys
+    for given, expected in (([], 50.0), (["targets.members={teacher = 1.0, ease = 7.0}"], 7.0)):
+        arguments = argparse.Namespace(recipe=Path("recipes/smoke.toml"), set=given)
+        members = ablation._pipeline(arguments, tmp_path, "x", keys).recipe.targets.members
+        assert members["ease-text"] == expected and members["control-text"] == 1.0
+
+
 def test_a_variant_starts_at_one_that_it_differs_little_from() -> None:
     for variant in ablation.VARIANTS.values():
         if variant.start:

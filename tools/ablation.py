@@ -76,11 +76,12 @@ def _objectives(*names: str) -> str:
 
 
 def _members(*names: str) -> str:
-    weights = {name: 50.0 if name in _LINEAR else 1.0 for name in names}
+    weights = {name: _WEIGHT if name in _LINEAR else 1.0 for name in names}
     return f"targets.members={{{', '.join(f'{name} = {weight}' for name, weight in weights.items())}}}"
 
 
 _LINEAR = (EASE, EASE_TEXT)
+_WEIGHT = "WEIGHT"  # of a linear model: what the recipe gives to one, or 50
 _OPTIONS = {"rrd": "{weight = 0.05}"}  # a sum over 20 items; the others are means
 
 
@@ -210,8 +211,15 @@ def _digests(artifacts: list[Artifact]) -> list[str]:
 
 def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[str, ...]) -> Pipeline:
     named = [*of_folder(runs / "sample"), f"name={json.dumps(name)}"]
-    recipe = load_recipe(Recipe, arguments.recipe, [*named, *ALONE, *arguments.set, *keys])
+    recipe = load_recipe(Recipe, arguments.recipe, [*named, *ALONE, *arguments.set, *_weighed(arguments, keys)])
     return Pipeline(recipe, runs, overwrite=name != CHAIN)  # what a variant changes, it makes anew
+
+
+def _weighed(arguments: argparse.Namespace, keys: Iterable[str]) -> list[str]:
+    """What a variant changes, with the weight of linear models as the recipe has it."""
+    members = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set]).targets.members
+    weight = max(members.get(name, 0.0) for name in _LINEAR) or 50.0
+    return [key.replace(_WEIGHT, str(weight)) for key in keys]
 
 
 def _link(start: Path, folder: Path) -> None:
@@ -227,7 +235,7 @@ class Ledger:
     """The file of results, of one sample and one recipe; and the folder of their runs, which is of no other either."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        (dataset, data), users = _dataset(arguments), arguments.users
+        (dataset, data), users, self.arguments = _dataset(arguments), arguments.users, arguments
         self.out: Path = arguments.out or Path(f"docs/results/ablation-{dataset}.json")
         recipe = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set])
         of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
@@ -256,7 +264,7 @@ class Ledger:
         if self._read()["rows"].get(name, {}).get("artifact") == _digests(made):
             return
         variant = VARIANTS[name]
-        row: dict[str, Any] = {"arm": variant.arm, "changes": list(variant.keys)}
+        row: dict[str, Any] = {"arm": variant.arm, "changes": _weighed(self.arguments, variant.keys)}
         row["num_epochs"] = max(len(kept_history(one)) for one in made)
         for part in ("validation", "test"):
             own_SU, control_SU = (np.stack([kept_ranks(one, part) for one in artifacts]) for artifacts in (made, controls))

@@ -203,7 +203,7 @@ class Pipeline:
 
         others = {name: self.baseline(name) for name in ("popularity", "item-knn")}
         others |= {name: self.arm(name, seed) for name in self.controls if name != ENSEMBLE}
-        teacher, members = self.teacher(seed), self._members(self.recipe.targets, seed)
+        teacher, members = self.teacher(seed), self.members(self.recipe.targets, seed)
         inputs, recipe = {"data": self.data, "teacher": teacher, **others}, {}
         if [artifact.path for _, artifact in members.values()] == [teacher.path]:
             members = {}
@@ -245,7 +245,7 @@ class Pipeline:
 
         section, states = targets_section(self.recipe, arm), states_needed(self.recipe.distill.objectives)
         name = f"targets-{ENSEMBLE}" if arm == ENSEMBLE else "targets"
-        shared, members = section.seeds == "all", self._members(section, seed)
+        shared, members = section.seeds == "all", self.members(section, seed)
 
         def build(draft: Draft) -> None:
             teaching = Ensemble([(weight, open_member(artifact)) for weight, artifact in members.values()])
@@ -274,7 +274,7 @@ class Pipeline:
         recipe = {"ease": options, "max_length": length, **self._sections("num_threads")}
         return self._make(self.folder / name, name, recipe, inputs, build)
 
-    def _members(self, section: TargetsSection, seed: int) -> dict[str, tuple[float, Artifact]]:
+    def members(self, section: TargetsSection, seed: int) -> dict[str, tuple[float, Artifact]]:
         """Who teaches a student of this seed, with their weights."""
         special = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
         seeds, found = self.recipe.seeds if section.seeds == "all" else [seed], dict[str, tuple[float, Artifact]]()

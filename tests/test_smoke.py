@@ -124,7 +124,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     for seed in (0, 1):
         for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest
-    sets = [word for key in keys for word in ("--set", key)]
+    sets = [word for key in (*keys, f"teacher.llm={llm}") for word in ("--set", key)]
     figures(found, ["--recipe", str(Path("recipes/smoke.toml").resolve()), "--data", str(data), *sets], monkeypatch)
 
 
@@ -134,7 +134,7 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     ledger = folder / "docs" / "results" / "distill-chain.json"
     ledger.parent.mkdir(parents=True)
-    for phases in (["accuracy"], ["curves", "audit", "ablation", "again=runs/chain", "--over", "control-id"]):
+    for phases in (["accuracy"], ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"]):
         distill_figures.main([*phases, *options])
     told = json.loads(ledger.read_text())
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
@@ -143,11 +143,13 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
         assert own["ndcg_at_10"] == pytest.approx(found["rows"][arm]["ndcg_at_10"])
     for arm, own in told["learning_curves"].items():
         assert [len(curve) for curve in own] == ([2, 2] if arm == "teacher" else [3, 3])
+    assert told["members"]["validation"]["ndcg_at_10"] == told["audit"]["seed-0"]["ensemble"]["validation_ndcg_at_10"]
+    assert told["members"]["test"]["student_over_members"] and set(told["members"]) == {"validation", "test"}
     assert set(told["audit"]) == {"seed-0", "seed-1"} and told["comparisons_by_slice"]["student over control-text"]
     assert told["ablation"]["student: again"] == told["ablation"]["student: recipe"]
     over = told["ablation"]["student: again"]["test"]["over_control_id"]
     assert over["relative"] == found["comparisons"]["student over control-id"]["relative"]
-    assert str(folder) not in ledger.read_text()
+    assert options[options.index("--data") + 1] not in ledger.read_text()
 
 
 def test_whoever_needs_a_student_first_hears_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
     accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
     curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
     audit      what every seed's audit found before anything was distilled
+    members    those who teach the student, all together, beside control-text and the student, on validation and test
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation and test
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
@@ -39,8 +40,10 @@ from benchmark.report import speed_histories
 from benchmark.runner import failure, measure, round_ratios, typical
 from benchmark.worker import Job
 from distill.audit import AUDIT
+from distill.device import rows_at_once
 from distill.evaluation import kept_history, kept_ranks
 from distill.llm import llm_folder, read_config
+from distill.members import Ensemble, MemberRecommender, open_member
 from distill.teacher import new_teacher, save_teacher
 from export.onnx_graph import build_onnx
 from foundation.artifact import Artifact, load, make
@@ -48,6 +51,7 @@ from foundation.content import read_json
 from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
 from recdistill.recipe import Recipe, of_folder
+from recommender.evaluate import evaluate
 from recommender.metrics import ndcg, paired_relative_difference
 from recommender.slices import slices
 from recommender.student import WEIGHTS, load_student
@@ -186,6 +190,28 @@ def audit(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     return {"audit": {f"seed-{seed}": read_json(load(folder, "audit").file(AUDIT)) for seed, folder in folders.items()}}
 
 
+# --- members
+
+
+def members(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """NDCG@10 of those who teach as one, over control-text, and the student's over theirs, on validation and test."""
+    sequences, section = pipeline.sequences, pipeline.recipe.targets
+    seeds, kept, found = pipeline.recipe.seeds, _kept(pipeline), dict[str, Any]()
+    torch.set_num_threads(pipeline.recipe.num_threads or torch.get_num_threads())
+    rows, ranks = rows_at_once(sequences.num_items, cpu=64, gpu=512), dict[tuple[int, str], np.ndarray]()
+    for seed in seeds[:1] if section.seeds == "all" else seeds:
+        teaching = Ensemble([(weight, open_member(artifact)) for weight, artifact in pipeline.members(section, seed).values()])
+        for part in ("validation", "test"):
+            ranks[seed, part] = evaluate(MemberRecommender(teaching), sequences, part, batch_size=rows)
+    for part in ("validation", "test"):
+        own_SU = np.stack([ranks.get((seed, part), ranks[seeds[0], part]) for seed in seeds])
+        text_SU, student_SU = (np.stack([kept_ranks(one, part) for one in kept[arm]]) for arm in ("control-text", "student"))
+        student = beside(student_SU, own_SU, "members")
+        found[part] = beside(own_SU, text_SU, "control-text") | {"student_over_members": student["over_members"]}
+        print(f"members, {part}: {found[part]['ndcg_at_10']:.5f}")
+    return {"members": found}
+
+
 # --- ablation
 
 
@@ -300,6 +326,7 @@ PHASES: dict[str, Callable[[argparse.Namespace, Pipeline], dict[str, Any]]] = {
     "accuracy": accuracy,
     "curves": curves,
     "audit": audit,
+    "members": members,
     "ablation": ablation,
     "speed": speed,
 }

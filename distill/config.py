@@ -118,7 +118,7 @@ class TargetsSection(Section):
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
         "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds, whose scores, most of them below .1, are "
-        "added times their weight (50 on Amazon Games, with a recency of 5; 6 to 12 on ml-100k, with 20)",
+        "added times their weight (50 on Amazon Games, with a recency of 5; 6 on ml-100k, with 20)",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"

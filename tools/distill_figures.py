@@ -198,14 +198,14 @@ def members(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]
     sequences, section = pipeline.sequences, pipeline.recipe.targets
     seeds, kept, found = pipeline.recipe.seeds, _kept(pipeline), dict[str, Any]()
     torch.set_num_threads(pipeline.recipe.num_threads or torch.get_num_threads())
-    rows, ranks = rows_at_once(sequences.num_items, cpu=64, gpu=512), dict[tuple[int, str], np.ndarray]()
+    rows, ranks = rows_at_once(sequences.num_items, cpu=64, gpu=512), dict[str, list[np.ndarray]](validation=[], test=[])
     for seed in seeds[:1] if section.seeds == "all" else seeds:
         teaching = Ensemble([(weight, open_member(artifact)) for weight, artifact in pipeline.members(section, seed).values()])
-        for part in ("validation", "test"):
-            ranks[seed, part] = evaluate(MemberRecommender(teaching), sequences, part, batch_size=rows)
-    for part in ("validation", "test"):
-        own_SU = np.stack([ranks.get((seed, part), ranks[seeds[0], part]) for seed in seeds])
+        for part, own in ranks.items():
+            own.append(evaluate(MemberRecommender(teaching), sequences, part, batch_size=rows))
+    for part, own in ranks.items():
         text_SU, student_SU = (np.stack([kept_ranks(one, part) for one in kept[arm]]) for arm in ("control-text", "student"))
+        own_SU = np.stack(own)  # of one seed where all share their teachers: a mean over seeds all the same
         student = beside(student_SU, own_SU, "members")
         found[part] = beside(own_SU, text_SU, "control-text") | {"student_over_members": student["over_members"]}
         print(f"members, {part}: {found[part]['ndcg_at_10']:.5f}")

@@ -134,7 +134,8 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     ledger = folder / "docs" / "results" / "distill-chain.json"
     ledger.parent.mkdir(parents=True)
-    for phases in (["accuracy"], ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"]):
+    monkeypatch.setattr(distill_figures, "RUNTIMES", ("onnxruntime",))
+    for phases in (["accuracy", "speed"], ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"]):
         distill_figures.main([*phases, *options])
     told = json.loads(ledger.read_text())
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
@@ -143,6 +144,11 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
         assert own["ndcg_at_10"] == pytest.approx(found["rows"][arm]["ndcg_at_10"])
     for arm, own in told["learning_curves"].items():
         assert [len(curve) for curve in own] == ([2, 2] if arm == "teacher" else [3, 3])
+    paces = {name: row["throughput_per_s"] for name, row in told["speed"]["rows"].items()}
+    assert told["arms"]["student"]["throughput_per_s"] == paces["student, onnxruntime"] > paces["teacher"]
+    assert told["speed"]["student_over"]["teacher"]["median"] == pytest.approx(paces["student, onnxruntime"] / paces["teacher"])
+    assert told["full_depth_teacher"]["throughput_per_s"] == paces["full-depth teacher"]
+    assert told["speed"]["rows"]["teacher"]["num_parameters"] == told["arms"]["teacher"]["num_parameters"]
     assert told["members"]["validation"]["ndcg_at_10"] == told["audit"]["seed-0"]["ensemble"]["validation_ndcg_at_10"]
     assert told["members"]["test"]["student_over_members"] and set(told["members"]) == {"validation", "test"}
     assert set(told["audit"]) == {"seed-0", "seed-1"} and told["comparisons_by_slice"]["student over control-text"]

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/ml-100k.toml
 RUNS ?= runs
 OPTIONS := --recipe $(RECIPE) --runs $(RUNS) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
-           $(foreach entry,$(SET),--set $(entry)) $(if $(OVERWRITE),--overwrite)
+           $(foreach entry,$(SET),--set '$(entry)') $(if $(OVERWRITE),--overwrite)
 RECDISTILL := $(BIN)/recdistill
 
 .PHONY: help setup data teacher distill quantize export-onnx export-trt export-triton verify bench bench-full check-latency drift prove-gate smoke test test-gpu test-network test-peers check format coverage mutation torture peer-gptq peer-sasrec clean

@@ -50,7 +50,7 @@ def build_audit(
     `members`, with their weights, are those who teach, where that is not the teacher alone: their mean is judged beside it.
     """
     ndcg_of = {name: _validation_ndcg(other, sequences) for name, other in others.items()}
-    in_slice = {"all": np.ones(len(sequences.evaluated_users), bool), **slices(sequences, "validation")}
+    in_slice = slices(sequences, "validation")
     sample = _Sample.drawn(others, sequences)
     found = {"teacher": _judged(_validation_ndcg(teacher, sequences), open_member(teacher), ndcg_of, in_slice, sample)}
     if members:
@@ -58,7 +58,8 @@ def build_audit(
         rows = rows_at_once(sequences.num_items, cpu=_ROWS, gpu=512)
         ndcg_U = ndcg(evaluate(MemberRecommender(ensemble), sequences, "validation", batch_size=rows), 10)
         found["ensemble"] = _judged(ndcg_U, ensemble, ndcg_of, in_slice, sample)
-    told = {"slices": {name: int(mask_U.sum()) for name, mask_U in in_slice.items()}, **found}
+    counts = {"all": len(sequences.evaluated_users), **{name: int(mask_U.sum()) for name, mask_U in in_slice.items()}}
+    told = {"slices": counts, **found}
     (draft.path / AUDIT).write_text(json.dumps(told, indent=1))
     draft.metrics |= {
         who: {
@@ -78,11 +79,11 @@ def _judged(
     sample: _Sample,
 ) -> dict[str, Any]:
     """What is known of one who teaches."""
+    judged = {label: mask_U for label, mask_U in in_slice.items() if mask_U.sum() >= _MIN_SLICE}
     over = {
         name: {
-            label: _compare(ndcg_U[mask_U], other_U[mask_U])
-            for label, mask_U in in_slice.items()
-            if label == "all" or mask_U.sum() >= _MIN_SLICE
+            "all": _compare(ndcg_U, other_U),
+            **{label: _compare(ndcg_U[mask_U], other_U[mask_U], len(judged)) for label, mask_U in judged.items()},
         }
         for name, other_U in ndcg_of.items()
     }
@@ -116,13 +117,18 @@ def tell(audit: Artifact) -> None:
         console.say(f"audit: its confidence is off by {ece:.3f} (ECE), by {better:.3f} at temperature {temperature:.2f}")
 
 
+def _interval(difference: Mapping[str, Any]) -> list[float]:
+    """Of a slice that of all slices together: of several equal ones, one would else be told apart by chance too often."""
+    return difference.get("ci95_of_family", difference["ci95"])
+
+
 def _verdict(difference: Mapping[str, Any]) -> str:
-    low, high = difference["ci95"]
+    low, high = _interval(difference)
     return "wins" if low > 0 else "loses" if high < 0 else ""
 
 
 def _shown(difference: Mapping[str, Any]) -> str:
-    low, high = difference["ci95"]
+    low, high = _interval(difference)
     return f"{difference['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
@@ -131,7 +137,7 @@ def worse_slices(audit: Artifact, than: str = "control-text") -> list[str]:
     """The slices in which whoever teaches is shown to be worse than `than`."""
     told = read_json(audit.file(AUDIT))
     by_slice = told.get("ensemble", told["teacher"])["over"][than]
-    return [label for label, found in by_slice.items() if label != "all" and found and found["ci95"][1] < 0]
+    return [label for label, found in by_slice.items() if label != "all" and found and _verdict(found) == "loses"]
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,8 @@ class _Sample:
         return {name: float(overlap(top_UK, own_UK).mean()) for name, top_UK in self.lists.items()}
 
 
-def _compare(new_U: np.ndarray, old_U: np.ndarray) -> dict[str, Any] | None:
-    difference = paired_relative_difference(new_U, old_U)
+def _compare(new_U: np.ndarray, old_U: np.ndarray, family: int = 1) -> dict[str, Any] | None:
+    difference = paired_relative_difference(new_U, old_U, family=family)
     return {"users": len(new_U), **difference} if difference else None
 
 

@@ -124,28 +124,25 @@ class TargetsSection(Section):
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
     )
 
-    @property
-    def who(self) -> list[str]:
-        """Those who teach: the members of a weight above 0."""
-        return [name for name, weight in self.members.items() if weight]
-
     @field_validator("members")
     @classmethod
-    def _somebody_teaches(cls, members: dict[str, float]) -> dict[str, float]:
+    def _those_who_teach(cls, members: dict[str, float]) -> dict[str, float]:
         if not any(members.values()):
             raise ValueError(f"nobody teaches; give a weight above 0 to one of {_MEMBERS}")
-        return members
+        return {name: weight for name, weight in members.items() if weight}
 
 
 def _methods(what: str, options: Mapping[str, type[Section]], key: str) -> AfterValidator:
-    """Every method is known, and so are its options."""
+    """Every method is known, and so are its options. What has a weight is kept, with all of its options: a fingerprint that
+    left defaults out would not see them change."""
 
     def check(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, own in sections.items():
             if name not in options:
                 raise ValueError(f"no {what} is named {name!r}; known: {', '.join(options)}")
             check_options(options[name], own, f"{key}.{name}")
-        return sections
+        whole = {name: options[name].model_validate(own).model_dump(mode="json") for name, own in sections.items()}
+        return {name: own for name, own in whole.items() if own["weight"]}
 
     return AfterValidator(check)
 
@@ -167,7 +164,12 @@ class DistillSection(Section):
         description="the student is not taught where the audit shows those who teach worse than control-text (a slice of items "
         "or histories)",
     )
-    label_weight: float = Field(default=1.0, ge=0, description="weight of cross-entropy on the true next item")
+    label_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of cross-entropy on the true next item, where targets teach; `targets.ends` lowers it a little, "
+        "since positions without a label count in the mean",
+    )
     dropout: float | None = Field(
         default=None,
         ge=0,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.device import rows_at_once
 from foundation.artifact import Artifact, Draft, opens
@@ -51,7 +52,7 @@ class Validator:
         self.targets, self.max_length, self.device = sequences.targets(users, "validation"), max_length, device
 
     @torch.no_grad()
-    def __call__(self, last_hidden: nn.Module | Any, table_ID: Tensor) -> float:
+    def __call__(self, last_hidden: Callable[[Tensor], Tensor], table_ID: Tensor) -> float:
         """`last_hidden(history int64[B, L])` gives float[B, D]."""
         ranks, batch_size = [], max(min(_ROWS, _MAX_SCORES // len(table_ID)), 1)
         for rows in batches_by_length([len(history) for history in self.histories], batch_size):

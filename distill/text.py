@@ -67,7 +67,7 @@ def encode(llm: Artifact, prompts: list[str], section: TextSection, precision: s
 
 @opens
 def encode_new(text: Artifact, llm: Artifact, items: pl.DataFrame, precision: str = "auto") -> np.ndarray:
-    """What a student reads of new items, float32[len(items), Z], with `precision` "auto" computed as `text` was."""
+    """What a student reads of new items, float32[len(items), Z]; `precision` "auto" is what suits this machine's hardware."""
     section = TextSection.model_validate(text.recipe["text"])
     fitted = load_file(text.file(VECTORS))
     vectors_ND = encode(llm, prompts_of(items, section), section, precision)

@@ -178,7 +178,7 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     recipe = load_recipe(Recipe, arguments.recipe, [*overrides, *arguments.set])  # what --set says comes last and wins
     from recdistill.pipeline import Pipeline
 
-    if recipe.about:
+    if recipe.about and not (arguments.data or arguments.teacher):  # it says how long the recipe's own data and LLM take
         console.say(f"{arguments.recipe}: {recipe.about}")
     return Pipeline(recipe, arguments.runs, arguments.overwrite, getattr(arguments, "tensorboard", None))
 

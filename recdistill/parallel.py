@@ -56,7 +56,7 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
     trained: dict[tuple[str, int], Task] = {}
     linear = {name: task("ease", name, after=[text if name == EASE_TEXT else data]) for name in pipeline.linear}
     text_of_student = dict.fromkeys(recipe.seeds, text)
-    views = [who for who in recipe.targets.who if who.startswith(VIEW)]
+    views = [who for who in recipe.targets.members if who.startswith(VIEW)]
     text_of_view = {view: task("text_of", view, recipe.seeds[0], after=(data, llm)) for view in views}
     for seed in recipe.seeds:
         own = {name: task("arm", name, seed, after=[it]) for name, it in (("control-id", data), ("control-text", text))}
@@ -71,7 +71,7 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
 
     def teaching(section: TargetsSection, seed: int) -> list[Task]:
         seeds = recipe.seeds if section.seeds == "all" else [seed]
-        return [linear.get(who) or trained[who, own] for who in section.who for own in seeds]
+        return [linear.get(who) or trained[who, own] for who in section.members for own in seeds]
 
     audits = {
         seed: task(

@@ -10,7 +10,7 @@
                                                   student-openvino, student-triton
     RUNS/DATASET/report, report-quick
 
-Every method returns an artefact, making it (and what it needs) only if it is not there already.
+A method that is named after an artefact returns it, making it (and what it needs) only if it is not there already.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from recommender.split import Sequences
 
 # What a kind of artefact is made by, counted: one that was made by another rule is not taken for it.
-_RULES = {"teacher": 2}  # 2: scores in float32
+_RULES = {"teacher": 2, "audit": 2}  # scores in float32; the intervals of all slices together
 ENSEMBLE, TUNED, ITEM_ENCODER = "control-ensemble-kd", "control-tuned", "item-encoder"
 
 
@@ -228,7 +228,7 @@ class Pipeline:
     def linear(self) -> list[str]:
         """The linear models that teach an arm of the recipe."""
         arms = ("student", *([ENSEMBLE] if self.recipe.distill.ensemble_control else []))
-        who = {who for arm in arms for who in targets_section(self.recipe, arm).who}
+        who = {who for arm in arms for who in targets_section(self.recipe, arm).members}
         return [name for name in (EASE, EASE_TEXT) if name in who]
 
     @property
@@ -278,8 +278,7 @@ class Pipeline:
         """Who teaches a student of this seed, with their weights."""
         special = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
         seeds, found = self.recipe.seeds if section.seeds == "all" else [seed], dict[str, tuple[float, Artifact]]()
-        for who in section.who:
-            weight = section.members[who]
+        for who, weight in section.members.items():
             if who in (EASE, EASE_TEXT):  # one for all seeds
                 found[who] = weight, self.ease(who)
             else:

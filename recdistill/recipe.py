@@ -23,7 +23,6 @@ from distill.config import (
     TextSection,
 )
 from distill.objectives.config import MiniLmOptions, states_needed, weights_of
-from distill.regularisers.config import OPTIONS as REGULARISERS
 from export.config import ExportSection
 from foundation.recipe import Contradiction, Section, check_options, slug
 from quantize.config import QuantizeSection
@@ -55,7 +54,7 @@ class Recipe(Section):
         default={},
         description="other texts of the same items, for members of targets: name -> the keys in which it differs from `[text]`",
     )
-    item_encoder: ItemEncoderSection | None = Field(default=None, description="absent: the LLM encodes items as it is")
+    item_encoder: ItemEncoderSection | None = Field(default=None, description="the LLM encodes items as it is")
     teacher: TeacherSection = TeacherSection()
     ease: EaseSection = EaseSection()
     targets: TargetsSection = TargetsSection()
@@ -93,7 +92,7 @@ class Recipe(Section):
             )
         for name, own in self.views.items():
             check_options(TextSection, self.text.model_dump() | own, f"views.{name}")
-        members = self.targets.who
+        members = list(self.targets.members)
         if unknown := [who for who in members if who.startswith(VIEW) and who.removeprefix(VIEW) not in self.views]:
             raise Contradiction(
                 f"targets.members names {unknown[0]}, and the recipe has no [views.{unknown[0].removeprefix(VIEW)}]",
@@ -167,12 +166,22 @@ class Recipe(Section):
         return TextSection.model_validate(self.text.model_dump() | self.views[name])
 
     @property
+    def of_training(self) -> str:
+        """What decides which models a run trains, as JSON: two recipes in which it is the same train the same ones."""
+        return self.model_dump_json(
+            include={
+                *("seeds", "num_threads", "data", "text", "views", "item_encoder", "teacher"),
+                *("ease", "targets", "student", "distill", "regularisers"),
+            }
+        )
+
+    @property
     def lesson(self) -> str:
         """Who teaches the student, and what it learns, with their weights: what is left of a recipe and its bases."""
         shares = [
-            {who: self.targets.members[who] for who in self.targets.who},
+            self.targets.members,
             {"label": self.distill.label_weight, **weights_of(self.distill.objectives)},
-            {name: REGULARISERS[name].model_validate(own).weight for name, own in self.regularisers.items()},
+            {name: own["weight"] for name, own in self.regularisers.items()},
         ]
         taught, learnt, beside = (", ".join(f"{name} {weight:g}" for name, weight in own.items() if weight) for own in shares)
         return f"taught by {taught}; learns {learnt}" + (f"; beside it {beside}" if beside else "")

@@ -27,6 +27,8 @@ def test_every_variant_is_a_recipe_of_its_own(tmp_path: Path) -> None:
     base = found[ablation.OBJECTIVE][1]
     own = {name for name, (_, recipe) in found.items() if recipe == base}  # what the recipe has already
     assert {"control-id", "control-text", "teacher", ablation.OBJECTIVE, "label weight 0.2"} <= own and len(own) < 9
+    for name in ("taught by a reader of texts", "tuned vectors, taught", "taught by the teacher"):
+        assert "teacher" in json.loads(found[name][1])["targets"]["members"], name
     others = [variant for name, variant in found.items() if name not in own]
     assert len(set(others)) == len(others) > 30
     named = " ".join(found)

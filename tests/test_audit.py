@@ -179,7 +179,8 @@ def test_the_audit_finds_what_is_planted(
     assert all(0 <= share <= 1 for share in shared.values()) and len(shared) == 2
     for found in told["teacher"]["over"]["control-text"].values():
         if found:
-            found["ci95"] = [-0.1, 0.1]
+            found["ci95_of_family" if "ci95_of_family" in found else "ci95"] = [-0.1, 0.1]
+    assert told["teacher"]["over"]["control-text"]["all"]["ci95"] == [-0.1, 0.1], "of all users there is but one"
     (audit.path / "audit.json").write_text(json.dumps(told))
     forge(audit.path)
     assert worse_slices(audit) == []

@@ -181,6 +181,31 @@ def test_the_lesson_is_what_is_left_of_a_recipe_and_its_bases(tmp_path: Path) ->
     assert load_recipe(Recipe, own, fewer).lesson == "taught by control-text 1; learns label 0.2, rrd 0.05"
 
 
+def test_two_recipes_that_train_the_same_say_the_same_of_it(tmp_path: Path) -> None:
+    """Defaults are written out, and what has no weight is left out: else a new default would pass for the old one."""
+    path = write(tmp_path, 'name = "x"\n[data]\n')
+
+    def of(*keys: str) -> str:
+        return load_recipe(Recipe, path, list(keys)).of_training
+
+    same = {
+        "distill.objectives={forward_kl = {}}",
+        "distill.objectives={forward_kl = {weight = 1.0}, rrd = {weight = 0.0}}",
+        "regularisers={fgm = {weight = 0.0, epsilon = 0.2}}",
+        "targets.members={teacher = 1.0, control-text = 0.0}",
+        "export.k=20",
+    }
+    assert {of(key) for key in same} == {of()}
+    others = ["distill.objectives={rrd = {}}", "regularisers={fgm = {}}", "targets.members={teacher = 2.0}", "ease.l2=1.0"]
+    assert len({of(), *map(of, others)}) == 1 + len(others)
+    assert load_recipe(Recipe, path, others).distill.objectives["rrd"] == {
+        "weight": 0.05,
+        "num_interesting": 20,
+        "num_uninteresting": 100,
+        "rank_temperature": 20.0,
+    }
+
+
 def test_circular_base(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="circle"):
         load_recipe(Recipe, write(tmp_path, 'base = "r.toml"\nname = "x"\n[data]\n'))

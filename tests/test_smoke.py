@@ -117,7 +117,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert terms["control-id"] == known and terms["control-text"] == known | {"text_alignment"}
     assert terms["student"] == terms["control-text"] | {"forward_kl", "hidden", "minilm"}
     assert json.loads((runs / "targets" / "index.json").read_text())["states"] == ["hidden", "query", "key", "value"]
-    assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1}
+    assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1, "epsilon": 0.5}
     assert sorted(trained_with) == [0.1] * 6 + [0.3] * 4, "of both seeds' control-id, control-text and view, and of the taught"
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
     assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 12  # five arms and the teacher, twice
@@ -135,7 +135,10 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     ledger = folder / "docs" / "results" / "distill-chain.json"
     ledger.parent.mkdir(parents=True)
     monkeypatch.setattr(distill_figures, "RUNTIMES", ("onnxruntime",))
-    for phases in (["accuracy", "speed"], ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"]):
+    for phases in (
+        ["accuracy", "speed"],
+        ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"],
+    ):
         distill_figures.main([*phases, *options])
     told = json.loads(ledger.read_text())
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
@@ -156,6 +159,9 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     over = told["ablation"]["student: again"]["test"]["over_control_id"]
     assert over["relative"] == found["comparisons"]["student over control-id"]["relative"]
     assert options[options.index("--data") + 1] not in ledger.read_text()
+    with pytest.raises(SystemExit, match="of another recipe"):
+        distill_figures.main(["accuracy", *options, "--set", "student.dropout=0.7"])
+    assert json.loads(ledger.read_text()) == told
 
 
 def test_whoever_needs_a_student_first_hears_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,20 +45,6 @@ from recdistill.recipe import Recipe, of_folder
 OBJECTIVE = "forward_kl"
 ALONE = ["seeds=[0]", "distill.ensemble_control=false", "targets.seeds=own", f"distill.objectives={{{OBJECTIVE} = {{}}}}"]
 CHAIN = "chain"  # the folder of what all variants start at
-_SHAPING = (
-    "seeds",
-    "num_threads",
-    "data",
-    "text",
-    "views",
-    "item_encoder",
-    "teacher",
-    "ease",
-    "targets",
-    "student",
-    "distill",
-    "regularisers",
-)
 
 
 @dataclass(frozen=True)
@@ -71,8 +57,7 @@ class Variant:
 
 
 def _objectives(*names: str) -> str:
-    options = {name: _OPTIONS.get(name, "{}") for name in names}
-    return f"distill.objectives={{{', '.join(f'{name} = {own}' for name, own in options.items())}}}"
+    return f"distill.objectives={{{', '.join(f'{name} = {{}}' for name in names)}}}"
 
 
 def _members(*names: str) -> str:
@@ -82,17 +67,16 @@ def _members(*names: str) -> str:
 
 _LINEAR = (EASE, EASE_TEXT)
 _WEIGHT = "WEIGHT"  # of a linear model: what the recipe gives to one, or 50
-_OPTIONS = {"rrd": "{weight = 0.05}"}  # a sum over 20 items; the others are means
 
 
 _OTHERS = ("dllm2rec", "rrd", "rce_kd", "hidden", "minilm")
 _READER, _LAYERS = ("teacher.items=text", "teacher.item_init=random"), ("text.layers=[8, 15]",)
-_TUNED = (*_LAYERS, "item_encoder.frozen_layers=8")
+_TUNED, _LLM = (*_LAYERS, "item_encoder.frozen_layers=8"), _members("teacher", "control-text")
 VARIANTS = {
     "control-id": Variant("control-id"),
     "control-text": Variant("control-text"),
     "teacher": Variant("teacher"),
-    OBJECTIVE: Variant("student"),  # as the recipe says but for its other objectives
+    OBJECTIVE: Variant("student"),  # as the recipe says, by this objective alone, of weight 1
     **{f"{name} alone": Variant("student", (_objectives(name),)) for name in _OTHERS},
     **{f"{OBJECTIVE} and {name}": Variant("student", (_objectives(OBJECTIVE, name),)) for name in _OTHERS},
     "all objectives": Variant("student", (_objectives(OBJECTIVE, *_OTHERS),)),
@@ -122,9 +106,9 @@ VARIANTS = {
     "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),
     "control-text, not whitened": Variant("control-text", ("text.whiten=false", "text.student_dims=128")),
     "teacher reads texts": Variant("teacher", _READER),
-    "taught by a reader of texts": Variant("student", _READER, start="teacher reads texts"),
+    "taught by a reader of texts": Variant("student", (*_READER, _LLM), start="teacher reads texts"),
     "control-tuned": Variant("control-tuned", _TUNED),
-    "tuned vectors, taught": Variant("student", (*_TUNED, "teacher.item_init=control-tuned"), start="control-tuned"),
+    "tuned vectors, taught": Variant("student", (*_TUNED, _LLM, "teacher.item_init=control-tuned"), start="control-tuned"),
 }
 
 
@@ -239,7 +223,7 @@ class Ledger:
         self.out: Path = arguments.out or Path(f"docs/results/ablation-{dataset}.json")
         recipe = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set])
         of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
-        of += [str(users), recipe.model_dump_json(include=set(_SHAPING))]
+        of += [str(users), recipe.of_training]
         self.about = {"of_sha256": hashlib.sha256("\n".join(of).encode()).hexdigest(), "users": users}
         self.runs: Path = arguments.runs / f"{dataset}-{self.about['of_sha256'][:16]}"
         machine = environment(1)

@@ -19,6 +19,7 @@ pace does not depend on it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -56,7 +57,6 @@ from recommender.metrics import ndcg, paired_relative_difference
 from recommender.slices import slices
 from recommender.student import WEIGHTS, load_student
 
-ARMS = ("control-id", "control-text", ENSEMBLE, "teacher", "student")
 HEADLINES = {"student_vs_control_text": "control-text", "student_vs_ensemble_kd": ENSEMBLE}
 RUNTIMES, FULL_DEPTH = ("onnxruntime", "openvino"), "full-depth teacher"
 
@@ -68,8 +68,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", type=Path, help="a dataset folder instead of the recipe's source")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--arm", default="student", choices=ARMS, help="of ablation")
-    parser.add_argument("--over", default="control-text", choices=ARMS, help="what ablation compares with")
+    parser.add_argument("--arm", default="student", help="of ablation")
+    parser.add_argument("--over", default="control-text", help="the arm that ablation compares with")
     parser.add_argument("--trained-on", default="", metavar="HARDWARE", help="where the runs were made, if not here")
     arguments = parser.parse_args(words)
     arguments.variants = dict(word.split("=", 1) for word in arguments.phases if "=" in word)
@@ -78,9 +78,13 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"no phase is named {unknown[0]!r}; known: {', '.join(PHASES)}")
     pipeline = _pipeline(arguments)
     ledger_file = Path(f"docs/results/distill-{pipeline.recipe.name}.json")
+    trained = load_recipe(Recipe, arguments.recipe, ["name=any", *arguments.set]).of_training  # wherever the data lie here
+    of: dict[str, Any] = {"recipe_sha256": hashlib.sha256(trained.encode()).hexdigest()}
     for phase in phases:
         started = time.monotonic()
-        ledger = json.loads(ledger_file.read_text()) if ledger_file.exists() else {}
+        ledger = json.loads(ledger_file.read_text()) if ledger_file.exists() else of
+        if ledger.get("recipe_sha256") != of["recipe_sha256"]:
+            raise SystemExit(f"{ledger_file} holds figures of another recipe; move it away")
         found = PHASES[phase](arguments, pipeline)
         machine = environment(2)
         here = f"{machine['num_cpus']} cores, {machine['cpu']}, {', '.join(machine['cpu_flags'])}, {machine['gpu'] or 'no GPU'}"
@@ -143,13 +147,19 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
         "targets_sha256": _same([artifact.metrics["targets_sha256"] for own in kept.values() for artifact in own]),
         "arms": arms,
         "comparisons": found,
-        **{headline: found[f"student over {arm}"] for headline, arm in HEADLINES.items()},
+        **{headline: found[f"student over {arm}"] for headline, arm in HEADLINES.items() if arm in arms},
     }
 
 
 def _kept(pipeline: Pipeline) -> dict[str, list[Artifact]]:
     """Every arm's artefacts, one a seed."""
-    return {arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in pipeline.recipe.seeds] for arm in ARMS}
+    return {
+        arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in pipeline.recipe.seeds] for arm in _arms(pipeline)
+    }
+
+
+def _arms(pipeline: Pipeline) -> list[str]:
+    return [*pipeline.controls, "teacher", "student"]
 
 
 def _same(values: list[str]) -> str:
@@ -164,8 +174,9 @@ def _same(values: list[str]) -> str:
 def curves(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     """NDCG@10 on validation after every epoch of every arm and seed; and paired differences in each slice of test's users."""
     in_slice, kept = slices(pipeline.sequences), _kept(pipeline)
-    value = {arm: np.mean([ndcg(kept_ranks(one, "test"), 10) for one in kept[arm]], axis=0) for arm in ARMS}
+    value = {arm: np.mean([ndcg(kept_ranks(one, "test"), 10) for one in own], axis=0) for arm, own in kept.items()}
     pairs = [("teacher", "control-text"), ("student", "control-text"), (ENSEMBLE, "control-text"), ("student", ENSEMBLE)]
+    pairs = [(new, old) for new, old in pairs if new in value and old in value]
     return {
         "learning_curves": {
             arm: [[epoch["validation_ndcg_at_10"] for epoch in kept_history(one)] for one in own] for arm, own in kept.items()
@@ -300,7 +311,7 @@ def _graphs(pipeline: Pipeline, seed: int, work: Path) -> dict[str, Artifact]:
 
         return make(work / arm, "onnx", recipe={"export": section.of_graph()}, inputs={}, build=build)
 
-    served = [arm for arm in ARMS if arm != "teacher"]
+    served = [arm for arm in _arms(pipeline) if arm != "teacher"]
     there = [arm for arm in served if arm == "student" or (folder / arm / WEIGHTS).exists()]
     for arm in served:
         if arm not in there:

@@ -22,7 +22,8 @@ from recommender.config import IMPORTER_OPTIONS
 _INTRODUCTION = """# Every key of a recipe
 
 Made from the code by `python tools/recipe_reference.py > docs/recipe.md`. A recipe is a TOML file; `base = "other.toml"` takes
-the keys of another one first, `--set section.key=value` (`SET="…"` with make) comes last. A key that is not here is an error.
+the keys of another one first, `--set section.key=value` comes last (with make `SET="…"`, which is split at spaces: a value that
+has some belongs into a recipe). A key that is not here is an error.
 """
 _FREE = {  # sections whose keys name methods, each with options of its own
     "data.options": IMPORTER_OPTIONS,
@@ -36,16 +37,19 @@ def reference() -> str:
     return "\n".join([_INTRODUCTION, *_section(Recipe, "", {})])
 
 
-def _section(schema: type[BaseModel], key: str, here: Mapping[str, Any]) -> Iterator[str]:
-    """A section, then those in it; `here` are the defaults that hold in this place in the place of the schema's own."""
+def _section(schema: type[BaseModel], key: str, here: Mapping[str, Any], off: str | None = None) -> Iterator[str]:
+    """A section, then those in it; `here` are the defaults that hold in this place in the place of the schema's own, `off`
+    says what holds without an optional one."""
+    said = " ".join(filter(None, (_said(schema), off and f"Off unless the recipe has it: {off}.")))
     inner = {name: own for name, field in schema.model_fields.items() if (own := _schema(field))}
-    yield f"## [{key}]\n\n{_said(schema)}\n" if key else "## At the top\n"
+    yield f"## [{key}]\n\n{said}\n" if key else "## At the top\n"
     yield _table({name: field for name, field in schema.model_fields.items() if name not in inner}, here)
     for name, field in schema.model_fields.items():
         full = f"{key}.{name}" if key else name
         if name in inner:
             default = field.get_default()
-            yield from _section(inner[name], full, dict(default) if isinstance(default, BaseModel) else {})
+            off = field.description if default is None else None
+            yield from _section(inner[name], full, dict(default) if isinstance(default, BaseModel) else {}, off)
         for method, options in _FREE.get(full, {}).items():
             if options.model_fields:
                 title = f'[{full}] of importer "{method}"' if full == "data.options" else f"[{full}.{method}]"

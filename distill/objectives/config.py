@@ -19,6 +19,9 @@ class ObjectiveOptions(Section):
 class RrdOptions(ObjectiveOptions):
     """Of `rrd`."""
 
+    weight: float = Field(
+        default=0.05, ge=0, description="factor of its loss, a sum over `num_interesting` items; 0 = left out"
+    )
     num_interesting: int = Field(default=20, ge=1, description="items drawn from the teacher's stored list, at most all of it")
     num_uninteresting: int = Field(default=100, ge=1, description="items drawn from the rest of the catalogue")
     rank_temperature: float = Field(default=20.0, gt=0, description="an item of rank r is drawn with weight e^(-r / this)")

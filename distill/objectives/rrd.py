@@ -7,8 +7,8 @@ s_1 … s_K: student scores of K interesting items, drawn without replacement fr
 e^{-r/T} (r: rank, from 1) and put in the teacher's order; u_1 … u_L: student scores of uninteresting items, drawn evenly from
 the rest of the catalogue. That is the likelihood of the order under a Plackett-Luce model whose tail is left unordered. It is
 not 0 where the student equals the teacher, because an order says nothing of distances. Drawn anew in every step from torch's
-generator, which training seeds. A sum over K items, as in the paper, so a weight around 1/K suits it. Left out: the paper
-draws once an epoch, and it has a second part, distillation experts (DE), which read the teacher's hidden states.
+generator, which training seeds. A sum over K items, as in the paper: hence the recipe's default weight of 1/20. Left out: the
+paper draws once an epoch, and it has a second part, distillation experts (DE), which read the teacher's hidden states.
 """
 
 from __future__ import annotations

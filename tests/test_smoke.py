@@ -144,7 +144,9 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
     assert told["student_vs_ensemble_kd"] == found["comparisons"]["student over control-ensemble-kd"]
     for arm, own in told["arms"].items():
-        assert own["ndcg_at_10"] == pytest.approx(found["rows"][arm]["ndcg_at_10"])
+        row = found["rows"][arm]
+        assert own["ndcg_at_10"] == pytest.approx(row["ndcg_at_10"])
+        assert sum(own["validation_ndcg_at_10"]) / 2 == pytest.approx(row["validation_ndcg_at_10"])
     for arm, own in told["learning_curves"].items():
         assert [len(curve) for curve in own] == ([2, 2] if arm == "teacher" else [3, 3])
     paces = {name: row["throughput_per_s"] for name, row in told["speed"]["rows"].items()}

@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -82,6 +84,26 @@ def test_usage_errors_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as error:
         main(["no-such-stage"])
     assert error.value.code == 2
+
+
+def test_a_recipes_time_is_of_its_own_data_and_llm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, data = tmp_path / "mine.toml", tmp_path / "mine"
+    recipe.write_text('base = "recipes/smoke.toml"\nabout = "an hour"\n'.replace("recipes", str(Path("recipes").resolve())))
+    write_chain_dataset(data)
+    words = ["data", "--recipe", str(recipe), "--runs", str(tmp_path / "runs")]
+    printed = []
+    for more in ([], ["--data", str(data)], ["--data", str(data), "--teacher", "smollm2-135m-instruct"]):
+        main([*words, *more])
+        printed.append("an hour" in capsys.readouterr().err)
+    assert printed == [True, False, False]
+
+
+def test_make_hands_set_on_as_it_is() -> None:
+    entries = ["targets.members={teacher=1.0,ease=2.0}", "seeds=[0,1]", 'text.prompt="{title}"']
+    done = subprocess.run(["make", "-n", "distill", f"SET={' '.join(entries)}"], capture_output=True, text=True, check=True)
+    command = next(line for line in done.stdout.splitlines() if " distill " in line)
+    words = shlex.split(command)
+    assert [after for word, after in pairwise(words) if word == "--set"] == entries
 
 
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ VARIANTS = {
     },
     "label weight 0.2, nothing taught": Variant("student", ("distill.objectives={}", "distill.label_weight=0.2")),
     **{f"label weight {w}": Variant("student", (f"distill.label_weight={w}",)) for w in ("0.0", "0.2", "1.0")},
-    "temperature 3": Variant("student", ("targets.temperature=3.0",)),
+    **{f"temperature {t}": Variant("student", (f"targets.temperature={t}",)) for t in (1.5, 3.0)},
     "ends": Variant("student", ("targets.ends=true",)),
     "no ends": Variant("student", ("targets.ends=false",)),
     "follow_audit": Variant("student", ("distill.follow_audit=true",), start="control-id"),

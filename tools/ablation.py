@@ -98,6 +98,8 @@ VARIANTS = {
     "taught by control-text and ease-text, all items alike": Variant(
         "student", (_members("control-text", EASE_TEXT), "ease.recency=1e9")
     ),
+    **{f"dropout {p}": Variant("student", (f"distill.dropout={p}",)) for p in (0.2, 0.4)},
+    **{f"control-text, dropout {p}": Variant("control-text", (f"student.dropout={p}",)) for p in (0.2, 0.4)},
     **{
         f"control-text, {name}": Variant("control-text", (f"regularisers={{{name} = {{}}}}",))
         for name in ("fgm", "masked_item", "history_contrast", "text_alignment")

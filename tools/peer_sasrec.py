@@ -31,6 +31,7 @@ from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from torch import Tensor
 
 from benchmark.environment import environment
+from distill.catalogue_loss import cross_entropy
 from distill.device import device
 from distill.evaluation import kept_ranks
 from foundation import console
@@ -71,13 +72,13 @@ class PeerRecommender:
 
 
 class WithoutPadding(TransformerLightningModule):
-    """RecTools' softmax loss, of the positions that have a target: the same number, and no scores of padding."""
+    """RecTools' softmax loss, of the positions that have a target: the same number, no scores of padding, a chunk at a time."""
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         has_target_BL, network = batch["y"] != 0, self.torch_model
         table = network.item_model.get_all_embeddings()
         hidden_NZ = network.encode_sessions(batch, table)[has_target_BL]
-        return F.cross_entropy(network.similarity_module(hidden_NZ, table) / self.logits_t, batch["y"][has_target_BL])
+        return cross_entropy(hidden_NZ / self.logits_t, table, batch["y"][has_target_BL])
 
 
 class KeepBest(lightning.Callback):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from distill.config import EASE_TEXT, VIEW, TargetsSection
 from foundation.failure import Explained, address_space_is_spent, causes, first_line, lacks_disk, lacks_memory
 from recdistill.pipeline import ENSEMBLE, ITEM_ENCODER, TUNED, Pipeline, prepare_torch, targets_section
 from recdistill.recipe import Recipe
-from recdistill.supervisor import end_with, ended_by
+from recdistill.supervisor import ended_by
 
 
 class Ended(Explained):
@@ -161,7 +163,7 @@ def _work(
     method: str,
     arguments: tuple[str | int, ...],
 ) -> None:
-    end_with(os.getppid())  # the fork server, which ends with the process that asked for it
+    threading.Thread(target=_end_with_who_asked, daemon=True).start()
     try:
         recipe, runs, overwrite, tensorboard = options
         pipeline = Pipeline(Recipe.model_validate_json(recipe), runs, overwrite, tensorboard)
@@ -173,6 +175,14 @@ def _work(
     except BaseException as error:
         tell.send(_sendable(error))
         sys.exit(1)
+
+
+def _end_with_who_asked() -> None:
+    """Be killed when the process that asked for this one is: the fork server, which the kernel has for its parent, lives on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -34,7 +34,7 @@ def supervised(work: Callable[[], int], go_on: str) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
     if child == 0:
-        end_with(parent)
+        _end_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return work()
     code = _wait(child)
@@ -66,7 +66,7 @@ def _wait(child: int) -> int:
             os.kill(child, found.si_signo)
 
 
-def end_with(parent: int) -> None:
+def _end_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

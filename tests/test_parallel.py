@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +150,38 @@ def test_who_stops_listening_ends_the_rest(tmp_path: Path) -> None:
         assert next(made) is data
         made.close()
     assert not multiprocessing.active_children()
+
+
+def test_no_process_outlives_who_asked_for_it(tmp_path: Path) -> None:
+    """The data is held, so that who makes it waits for ever: nor does the fork server end, while that has a child."""
+    pipeline = of_chain(tmp_path)
+    pipeline.folder.mkdir(parents=True)
+    asks = f"""
+from pathlib import Path
+from recdistill.parallel import Pipeline, Recipe, Task, _begin
+recipe = Recipe.model_validate_json({pipeline.recipe.model_dump_json()!r})
+print(_begin(Task(Pipeline(recipe, Path({str(pipeline.runs)!r})), "data"))[1].pid, flush=True)
+while True: pass
+"""
+    pipe = subprocess.PIPE
+    with lock(pipeline.folder / ".data.lock"):
+        with subprocess.Popen([sys.executable, "-c", asks], stdout=pipe, stderr=pipe, text=True) as asking:
+            assert asking.stdout is not None and asking.stderr is not None
+            begun = int(asking.stdout.readline())
+            assert any("waiting for another process" in line for line in iter(asking.stderr.readline, ""))
+            asking.kill()
+        until = time.monotonic() + 60
+        while _lives(begun) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not _lives(begun)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

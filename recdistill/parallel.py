@@ -92,9 +92,8 @@ def distill_tasks(pipeline: Pipeline) -> list[Task]:
         for seed in recipe.seeds:
             first = recipe.seeds[0] if section.seeds == "all" else seed
             made[first] = made.get(first) or task("targets", arm, first, after=teaching(section, first))
-            heeded = [audits[seed]] if arm == "student" else []  # printed before it is trained, even where it is not heeded
             read = text if arm == ENSEMBLE else text_of_student[seed]
-            task("arm", arm, seed, after=[read, made[first], *heeded])
+            task("arm", arm, seed, after=[read, made[first], audits[seed]])  # which is said first, even where it is not heeded
     return tasks
 
 

@@ -187,7 +187,8 @@ class Pipeline:
             inputs[start] = self.arm(start, seed)
 
         def build(draft: Draft) -> None:
-            if heads := self.recipe.relation_heads:
+            heads, (first, *_) = self.recipe.relation_heads, self.recipe.targets.members
+            if heads and first == "teacher":
                 require_projections(self.llm, heads)
             control = inputs.get(start)
             section, tracker = self.recipe.teacher, self._tracker("teacher", seed)
@@ -217,7 +218,7 @@ class Pipeline:
         return self._make(self._seeded(seed, "audit"), "audit", recipe, inputs, build, seed)
 
     def tell_audit(self, seed: int) -> None:
-        """Say, once, what the audit found: before a student is trained at the latest, whichever command needs one."""
+        """Say, once, what the audit found: before anything is distilled at the latest, whichever command needs it."""
         from distill.audit import tell
 
         if seed not in self.told:
@@ -302,7 +303,7 @@ class Pipeline:
             inputs["audit"] = self.audit(seed)
 
         def build(draft: Draft) -> None:
-            if arm == "student":
+            if taught:
                 self.tell_audit(seed)
             options: dict[str, Any] = {"tracker": self._tracker(arm, seed)}
             if "text" in inputs:

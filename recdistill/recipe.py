@@ -119,7 +119,7 @@ class Recipe(Section):
                 "targets.members",
                 "distill.objectives",
             )
-        if teacher.items == "text" and "query" in needed:
+        if teacher.items == "text" and "query" in needed and members[0] == "teacher":
             raise Contradiction(
                 "the objective minilm needs teacher.items = 'soft': a text has many queries, not one an item",
                 "teacher.items",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from distill.audit import build_audit, tell, worse_slices
 from distill.calibration import calibrate, ece, nll
 from distill.config import DistillSection, TargetsSection, TeacherSection
 from distill.members import TeacherMember
+from distill.objectives import METHODS, build_objectives, build_state_objectives
+from distill.objectives.config import STATES
 from distill.targets import Targets, build_targets, load_targets
 from distill.teacher import load_teacher, new_teacher, save_teacher
 from distill.train_student import Losses, build_student
@@ -189,7 +192,7 @@ def test_the_audit_finds_what_is_planted(
 def targets_of(teacher: Artifact, sequences: Sequences, out: Path, ends: bool) -> Targets:
     """The teacher's distributions and states."""
     member, section = TeacherMember(load_teacher(teacher)), TargetsSection(top_k=5, ends=ends)
-    build = lambda draft: build_targets(member, sequences, section, draft, ["hidden"])  # noqa: E731
+    build = lambda draft: build_targets(member, sequences, section, draft, list(chain(*STATES.values())))  # noqa: E731
     return load_targets(make(out, "targets", recipe={}, inputs={}, build=build), sequences.num_items)
 
 
@@ -275,6 +278,56 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
     weights = list(student.parameters())
     for own, slow in zip(torch.autograd.grad(found["loss"], weights), torch.autograd.grad(total / count, weights), strict=True):
         assert torch.allclose(own, slow, rtol=1e-4, atol=1e-7)
+
+
+EVERY_OBJECTIVE = {  # with room for every item, so that nothing is drawn
+    "forward_kl": {},
+    "rrd": {"num_interesting": 60, "num_uninteresting": 60},
+    "dllm2rec": {"num_consistent": 3},
+    "rce_kd": {"num_top": 3, "num_candidates": 60, "num_drawn": 60},
+    "hidden": {},
+    "minilm": {},
+}
+
+
+@pytest.mark.parametrize("max_scores", [1 << 22, 1000], ids=["at once", "in chunks"])
+def test_no_objective_sees_padding_or_where_scores_are_cut(
+    targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch, max_scores: int
+) -> None:
+    """Each of a padded batch, of which a part is taught, against the same one over histories without padding."""
+    assert EVERY_OBJECTIVE.keys() == METHODS.keys()
+    monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
+    monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
+    monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
+    torch.manual_seed(0)
+    section = STUDENT.model_copy(update={"dropout": 0.0})
+    student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
+    windows = TrainingWindows(sequences, section.max_length)
+    taught_P = np.random.default_rng(0).random(windows.num_positions) < 0.6
+    batch = max(windows.epoch(0, 16, 0), key=lambda one: (one.history_BL == 0).sum())
+    found = Losses(student, {}, targets, DistillSection(objectives=EVERY_OBJECTIVE), taught_P)(batch)
+
+    table_ID, scores, places = student.items(), [], []
+    widths = {name: state.shape[1] for name, state in targets.states.items()}
+    of_states = build_state_objectives(EVERY_OBJECTIVE, section.hidden_size, widths)
+    held = dict.fromkeys(of_states, 0.0)
+    for history_L, position_L in zip(batch.history_BL, batch.position_BL, strict=True):
+        known_L, position_N = history_L > 0, position_L[position_L > 0]
+        taught_L = (position_L > 0) & taught_P[position_L - 1]
+        states = student.states(torch.from_numpy(history_L[known_L])[None], table_ID)
+        keep_1L = torch.from_numpy(taught_L[known_L])[None]
+        own, position_N = {name: state[keep_1L] for name, state in states.items()}, position_L[taught_L]
+        scores.append(own["hidden"] @ table_ID[1:].T)
+        places.append(position_N)
+        for name, one in of_states.items():
+            teacher = targets.states_at(position_N, torch.device("cpu"))
+            held[name] += len(position_N) * one(own, teacher, keep_1L).item() if len(position_N) else 0.0
+    score_NI, position_N = torch.cat(scores), np.concatenate(places)
+    assert (batch.history_BL == 0).any() and 0 < len(position_N) < len(batch)
+    teacher, share = targets.at(position_N, torch.device("cpu")), len(position_N) / len(batch)
+    expected = {name: share * one(score_NI, teacher).item() for name, one in build_objectives(EVERY_OBJECTIVE).items()}
+    expected |= {name: total / len(batch) for name, total in held.items()}
+    assert {name: found[name].item() for name in METHODS} == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:

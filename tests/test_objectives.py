@@ -60,6 +60,23 @@ class TestForwardKL(ObjectiveContract):
         )
         assert losses[-1] == pytest.approx(full.item() * TEMPERATURE**2, rel=1e-9)
 
+    @pytest.mark.parametrize("above", [0.0, 20.0, 35.0, 60.0])
+    def test_what_is_left_to_the_rest_is_not_lost_in_float32(self, above: float) -> None:
+        """A student surer than its teacher of the 20 items that are kept, of 2,000."""
+        student = torch.randn(4, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        student[:, :20] += above
+        targets = TeacherTargets(
+            torch.arange(20).expand(4, 20), torch.full((4, 20), 0.9 / 20, dtype=torch.float64), TEMPERATURE
+        )
+        found = []
+        for precision in (torch.float32, torch.float64):
+            own = student.to(precision).requires_grad_()
+            loss = self.make()(own, TeacherTargets(targets.index_NK, targets.probability_NK.to(precision), TEMPERATURE))
+            found.append((loss.double(), torch.autograd.grad(loss, own)[0].double()))
+        (loss, gradient), (expected, expected_gradient) = found
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+        assert torch.allclose(gradient, expected_gradient, atol=1e-3 * expected_gradient.abs().max().item())
+
 
 class TestRelaxedRanking(ObjectiveContract):
     """With room for every item nothing is left to chance."""
@@ -269,6 +286,23 @@ class TestHiddenAlignment(StateObjectiveContract):
             for s, t in zip(own["hidden"], other["hidden"], strict=True):
                 total = total + 0.7 * (1 - s @ t / (s.norm() * t.norm())) + 0.4 * ((s - t) ** 2).sum() / len(s)
         return total / sum(self.lengths)
+
+    def test_equals_its_slow_reference_through_a_projector(self) -> None:
+        teacher, keep = self.states(self.widths, 1), self.keep()
+        fast, slow = (self.states(self.same, 2)["hidden"].requires_grad_() for _ in range(2))
+        objective = self.make(self.widths).double()
+        (weight,) = objective.parameters()
+        loss = objective({"hidden": fast}, teacher, keep)
+        expected = torch.zeros((), dtype=torch.float64)
+        for s, t in zip(slow, teacher["hidden"], strict=True):
+            projected = torch.stack([sum((w * x for w, x in zip(row, s, strict=True)), torch.zeros(())) for row in weight])
+            cosine = (projected * t).sum() / (projected.norm() * t.norm())
+            expected = expected + 0.7 * (1 - cosine) + 0.4 * ((projected - t) ** 2).sum() / len(t)
+        expected = expected / sum(self.lengths)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        found = torch.autograd.grad(loss, (fast, weight)), torch.autograd.grad(expected, (slow, weight))
+        for own, other in zip(*found, strict=True):
+            assert torch.allclose(own, other, atol=1e-9)
 
     def test_a_projector_only_where_widths_differ(self) -> None:
         assert not list(self.make(self.same).parameters())

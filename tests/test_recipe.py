@@ -219,3 +219,11 @@ def test_set_overrides_last(tmp_path: Path) -> None:
         load_recipe(Recipe, path, ["student.hiden=1"])
     with pytest.raises(RecipeError, match=r"section.key=value"):
         load_recipe(Recipe, path, ["nonsense"])
+
+
+def test_states_are_asked_of_the_first_member_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('name = "x"\n[data]\n[teacher]\nitems = "text"\n[distill.objectives.minilm]\n')
+    with pytest.raises(RecipeError, match="minilm needs"):
+        load_recipe(Recipe, path)
+    assert load_recipe(Recipe, path, ["targets.members={control-text = 1.0, teacher = 1.0}"]).relation_heads

@@ -9,12 +9,14 @@ K items and the rest's total. Left out: how the teacher spreads the rest.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from distill.objectives.base import Objective, TeacherTargets
 from distill.objectives.config import ObjectiveOptions
 
 _TINY = 1e-8
+_CLOSE_TO_NOTHING = 1e-3  # where float32 has lost too much of 1 - sum
 
 
 class ForwardKL(Objective[ObjectiveOptions]):
@@ -26,6 +28,16 @@ class ForwardKL(Objective[ObjectiveOptions]):
         p_NK, r_N = targets.probability_NK, targets.tail_N
         kl_N = (p_NK * (p_NK.clamp(min=_TINY).log() - log_q_NK)).sum(-1)
         if targets.index_NK.shape[-1] < student_logits_NI.shape[-1]:
-            s_N = (1 - log_q_NK.exp().sum(-1)).clamp(min=_TINY)
-            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - s_N.log())
+            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - _log_rest(scaled_NI, targets.index_NK, log_q_NK))
         return kl_N.mean() * targets.temperature**2
+
+
+def _log_rest(scaled_NI: Tensor, index_NK: Tensor, log_q_NK: Tensor) -> Tensor:
+    """log s: what the student leaves to all but the K items, float[N]."""
+    s_N = 1 - log_q_NK.exp().sum(-1)
+    log_s_N, small_N = s_N.clamp(min=_CLOSE_TO_NOTHING).log(), s_N < _CLOSE_TO_NOTHING
+    if not small_N.any():
+        return log_s_N
+    few_RI = scaled_NI[small_N]
+    rest_R = few_RI.scatter(-1, index_NK[small_N], -torch.inf).logsumexp(-1) - few_RI.logsumexp(-1)
+    return log_s_N.masked_scatter(small_N, rest_R)

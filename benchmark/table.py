@@ -15,7 +15,7 @@ from recommender.evaluate import evaluate
 from recommender.metrics import ndcg
 from recommender.split import Sequences
 
-_GEOMETRY = ("alignment", "uniformity_of_text", "uniformity_of_ids")  # of the first seed, where there is item text
+GEOMETRY = ("alignment", "uniformity_of_text", "uniformity_of_ids")  # of the first seed, where there is item text
 
 
 def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences) -> tuple[str, dict[str, Any]]:
@@ -31,7 +31,7 @@ def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences)
         name: accuracy_figures(rank_SU)
         | {"validation_ndcg_at_10": float(ndcg(on_validation[name], 10).mean())}
         | {"num_parameters": rows[name][0].metrics.get("num_parameters")}
-        | {key: rows[name][0].metrics[key] for key in _GEOMETRY if key in rows[name][0].metrics}
+        | {key: rows[name][0].metrics[key] for key in GEOMETRY if key in rows[name][0].metrics}
         for name, rank_SU in ranks.items()
     }
     found = comparisons(ranks)

@@ -1,6 +1,6 @@
 """What distillation brings on a dataset, written to docs/results/distill-DATASET.json.
 
-    accuracy   the arms of a finished `make distill`, from the ranks they kept, on test
+    accuracy   the arms of a finished `make distill`, from the ranks they kept, on test; alignment and uniformity of item vectors
     curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
     audit      what every seed's audit found before anything was distilled
     members    those who teach the student, all together, beside control-text and the student, on validation and test
@@ -39,6 +39,7 @@ from benchmark.accuracy import accuracy_figures, beside, comparisons
 from benchmark.environment import environment
 from benchmark.report import speed_histories
 from benchmark.runner import failure, measure, round_ratios, typical
+from benchmark.table import GEOMETRY
 from benchmark.worker import Job
 from distill.audit import AUDIT
 from distill.device import rows_at_once
@@ -139,6 +140,7 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
             "num_parameters": kept[arm][0].metrics["num_parameters"],
             "validation_ndcg_at_10": [artifact.metrics["validation"]["ndcg_at_10"] for artifact in kept[arm]],
         }
+        | {key: [own.metrics[key] for own in kept[arm]] for key in GEOMETRY if key in kept[arm][0].metrics}
         for arm in kept
     }
     return {

@@ -1,6 +1,6 @@
 """What distillation brings on a dataset, written to docs/results/distill-DATASET.json.
 
-    accuracy   the arms of a finished `make distill`, from the ranks they kept, on test; alignment and uniformity of item vectors
+    accuracy   the arms of a finished `make distill`, from the ranks they kept, on test; alignment and uniformity of items
     curves     validation epoch by epoch; by slice, on test, where teacher and student differ from control-text
     audit      what every seed's audit found before anything was distilled
     members    those who teach the student, all together, beside control-text and the student, on validation and test

@@ -134,19 +134,24 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     ledger = folder / "docs" / "results" / "distill-chain.json"
     ledger.parent.mkdir(parents=True)
+    row = {part: {"ndcg_at_10": 0.1, "over_control_text": {"relative": 0.0}} for part in ("validation", "test")}
+    (ledger.parent / "ablation-chain.json").write_text(
+        json.dumps({"users": 1000, "rows": {"rrd alone": {**row, "arm": "student"}}})
+    )
     monkeypatch.setattr(distill_figures, "RUNTIMES", ("onnxruntime",))
     for phases in (
         ["accuracy", "speed"],
         ["curves", "audit", "members", "ablation", "again=runs/chain", "--over", "control-id"],
+        ["sample"],
     ):
         distill_figures.main([*phases, *options])
     told = json.loads(ledger.read_text())
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
     assert told["student_vs_ensemble_kd"] == found["comparisons"]["student over control-ensemble-kd"]
     for arm, own in told["arms"].items():
-        row = found["rows"][arm]
-        assert own["ndcg_at_10"] == pytest.approx(row["ndcg_at_10"])
-        assert sum(own["validation_ndcg_at_10"]) / 2 == pytest.approx(row["validation_ndcg_at_10"])
+        made = found["rows"][arm]
+        assert own["ndcg_at_10"] == pytest.approx(made["ndcg_at_10"])
+        assert sum(own["validation_ndcg_at_10"]) / 2 == pytest.approx(made["validation_ndcg_at_10"])
     for arm, own in told["learning_curves"].items():
         assert [len(curve) for curve in own] == ([2, 2] if arm == "teacher" else [3, 3])
     paces = {name: row["throughput_per_s"] for name, row in told["speed"]["rows"].items()}
@@ -158,6 +163,7 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     assert told["members"]["test"]["student_over_members"] and set(told["members"]) == {"validation", "test"}
     assert set(told["audit"]) == {"seed-0", "seed-1"} and told["comparisons_by_slice"]["student over control-text"]
     assert told["ablation"]["student: again"] == told["ablation"]["student: recipe"]
+    assert told["ablation"]["rrd alone, 1,000 users"] == row
     over = told["ablation"]["student: again"]["test"]["over_control_id"]
     assert over["relative"] == found["comparisons"]["student over control-id"]["relative"]
     assert options[options.index("--data") + 1] not in ledger.read_text()

@@ -5,12 +5,11 @@
     audit      what every seed's audit found before anything was distilled
     members    those who teach the student, all together, beside control-text and the student, on validation and test
     ablation   arms of other runs (NAME=FOLDER, a folder of seed-S folders) beside one of this run's, on validation and test
+    sample     what tools/ablation.py found, on a sample of users, in short (docs/results/ablation-DATASET.json is the whole)
     speed      throughput of the student and its controls, the teacher and the full-depth teacher, by the benchmark's runner
 
     python tools/distill_figures.py accuracy speed --recipe recipes/amazon18-games.toml
     python tools/distill_figures.py ablation --recipe … --arm student label-0.5=runs/half/amazon18-games
-
-(Every objective, regulariser and teacher by itself, on a sample of users: tools/ablation.py.)
 
 speed takes the artefacts of the first seed (of the controls those that are there), and teachers that are not trained: their
 pace does not depend on it.
@@ -246,6 +245,17 @@ def ablation(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
     return {"ablation": rows}
 
 
+def sample(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
+    """Of every variant NDCG@10 and its paired difference to the sample's control-text."""
+    source = Path(f"docs/results/ablation-{pipeline.recipe.name}.json")
+    if not source.exists():
+        raise SystemExit(f"there is no {source}: tools/ablation.py writes it")
+    found = json.loads(source.read_text())
+    parts = ("validation", "test")
+    rows = {f"{name}, {found['users']:,} users": {part: row[part] for part in parts} for name, row in found["rows"].items()}
+    return {"ablation": rows}
+
+
 # --- speed
 
 
@@ -341,6 +351,7 @@ PHASES: dict[str, Callable[[argparse.Namespace, Pipeline], dict[str, Any]]] = {
     "audit": audit,
     "members": members,
     "ablation": ablation,
+    "sample": sample,
     "speed": speed,
 }
 

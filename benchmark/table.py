@@ -15,7 +15,7 @@ from recommender.evaluate import evaluate
 from recommender.metrics import ndcg
 from recommender.split import Sequences
 
-GEOMETRY = ("alignment", "uniformity_of_text", "uniformity_of_ids")  # of the first seed, where there is item text
+GEOMETRY = ("alignment", "uniformity_of_text", "uniformity_of_ids")  # where there is item text
 
 
 def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences) -> tuple[str, dict[str, Any]]:

@@ -235,6 +235,16 @@ def test_ends_are_taught_beside_what_was_taught_already(
     np.testing.assert_allclose(targets_with_ends.probability_PK[:num_labels], targets.probability_PK, atol=1e-3)
 
 
+def student_of_chunks(sequences: Sequences, monkeypatch: pytest.MonkeyPatch, max_scores: int) -> Student:
+    """A student without dropout, in float64, whose losses see at most so many scores at once."""
+    monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
+    monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
+    monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
+    torch.manual_seed(0)
+    section = STUDENT.model_copy(update={"dropout": 0.0})
+    return Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
+
+
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("max_scores", [1 << 22, 1000], ids=["at once", "in chunks"])
 def test_the_loss_of_a_batch_equals_its_slow_definition(
@@ -243,14 +253,9 @@ def test_the_loss_of_a_batch_equals_its_slow_definition(
     """Position by position, each history without padding: the label where there is one, less where it is taught, and there
     the teacher."""
     targets = request.getfixturevalue("targets_with_ends" if ends else "targets")
-    monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
-    monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
-    monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
-    torch.manual_seed(0)
-    section = STUDENT.model_copy(update={"dropout": 0.0})
-    student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
+    student = student_of_chunks(sequences, monkeypatch, max_scores)
     distill = DistillSection(label_weight=0.3, objectives={"forward_kl": {"weight": 0.7}})
-    windows = TrainingWindows(sequences, section.max_length, ends)
+    windows = TrainingWindows(sequences, STUDENT.max_length, ends)
     taught_P = np.random.default_rng(0).random(windows.num_positions) < 0.6
     batch = max(windows.epoch(0, 16, 0), key=lambda one: (one.history_BL == 0).sum())
     found = Losses(student, {}, targets, distill, taught_P)(batch)
@@ -296,20 +301,15 @@ def test_no_objective_sees_padding_or_where_scores_are_cut(
 ) -> None:
     """Each of a padded batch, of which a part is taught, against the same one over histories without padding."""
     assert EVERY_OBJECTIVE.keys() == METHODS.keys()
-    monkeypatch.setattr("distill.catalogue_loss._MAX_SCORES_CPU", max_scores)
-    monkeypatch.setattr("distill.catalogue_loss._MIN_ROWS", 1)
-    monkeypatch.setattr("distill.train_student.device", lambda: torch.device("cpu"))
-    torch.manual_seed(0)
-    section = STUDENT.model_copy(update={"dropout": 0.0})
-    student = Student(section, sequences.num_items, torch.from_numpy(TEXT)).double().eval()
-    windows = TrainingWindows(sequences, section.max_length)
+    student = student_of_chunks(sequences, monkeypatch, max_scores)
+    windows = TrainingWindows(sequences, STUDENT.max_length)
     taught_P = np.random.default_rng(0).random(windows.num_positions) < 0.6
     batch = max(windows.epoch(0, 16, 0), key=lambda one: (one.history_BL == 0).sum())
     found = Losses(student, {}, targets, DistillSection(objectives=EVERY_OBJECTIVE), taught_P)(batch)
 
     table_ID, scores, places = student.items(), [], []
     widths = {name: state.shape[1] for name, state in targets.states.items()}
-    of_states = build_state_objectives(EVERY_OBJECTIVE, section.hidden_size, widths)
+    of_states = build_state_objectives(EVERY_OBJECTIVE, STUDENT.hidden_size, widths)
     held = dict.fromkeys(of_states, 0.0)
     for history_L, position_L in zip(batch.history_BL, batch.position_BL, strict=True):
         known_L, position_N = history_L > 0, position_L[position_L > 0]

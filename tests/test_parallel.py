@@ -157,11 +157,12 @@ def test_no_process_outlives_who_asked_for_it(tmp_path: Path) -> None:
     pipeline = of_chain(tmp_path)
     pipeline.folder.mkdir(parents=True)
     asks = f"""
+import signal
 from pathlib import Path
 from recdistill.parallel import Pipeline, Recipe, Task, _begin
 recipe = Recipe.model_validate_json({pipeline.recipe.model_dump_json()!r})
 print(_begin(Task(Pipeline(recipe, Path({str(pipeline.runs)!r})), "data"))[1].pid, flush=True)
-while True: pass
+signal.pause()
 """
     pipe = subprocess.PIPE
     with lock(pipeline.folder / ".data.lock"):

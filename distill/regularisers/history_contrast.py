@@ -3,7 +3,7 @@
     L = mean over 2B views of -log( e^{cos(s, s')/tau} / sum over the other views v of e^{cos(s, v)/tau} )
 
 s and s' are the states after the last item of two views of one history; each view is one of crop (a run of items), mask (some
-vectors zero) or reorder (a run in another order), drawn anew; shares are rounded down, as the authors' are, so that mask and
+vectors zero) or reorder (a run in another order), drawn anew; shares are rounded down, so that mask and
 reorder leave histories of three items or fewer as they are. The other histories of the batch are negatives, but those of the
 same user and those of the same items, which are taken out. Changed: cosine over tau where the paper has the dot product,
 so that the loss does not grow with the states. Left out: the paper trains by this before and beside the recommendation; here

@@ -93,13 +93,14 @@ class Losses:
         num_labels = max(int((batch.label_BL > 0).sum()), 1)
 
         def terms(scores_RI: Tensor, rows: slice) -> dict[str, Tensor]:
-            label_R, taught_R = F.cross_entropy(scores_RI, label_N[rows], reduction="none", ignore_index=-1), taught_N[rows]
+            log_q_RI, taught_R = scores_RI.log_softmax(-1), taught_N[rows]
+            label_R = F.nll_loss(log_q_RI, label_N[rows], reduction="none", ignore_index=-1)
             found = {"loss": weight_N[rows] @ label_R / count, "label": label_R.sum() / num_labels}
             if taught_R.any() and self.objectives and self.targets is not None:
-                taught_TI = scores_RI if taught_R.all() else scores_RI[torch.from_numpy(taught_R).to(device())]
+                log_q_TI = log_q_RI if taught_R.all() else log_q_RI[torch.from_numpy(taught_R).to(device())]
                 teacher, share = self.targets.at(position_N[rows][taught_R], device()), int(taught_R.sum()) / count
                 for name, objective in self.objectives.items():
-                    found[name] = share * objective(taught_TI, teacher)
+                    found[name] = share * objective(log_q_TI, teacher)
                     found["loss"] = found["loss"] + objective.weight * found[name]
             return found
 

@@ -136,6 +136,16 @@ class Fit:
 
     def _step(self, batch: Any, total_steps: int) -> None:
         torch.manual_seed(step_seed(self.seed, self.at.step))
+        with _matmul_precision(self.section.matmul_precision):
+            values = self._descend(batch, total_steps)
+        for name, value in values.items():
+            self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + value
+        self.at.step += 1
+        self.at.step_in_epoch += 1
+        self._tell(len(batch), values)
+
+    def _descend(self, batch: Any, total_steps: int) -> dict[str, float]:
+        """Change the weights by one step; the loss and its terms before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule(min(self.at.step / total_steps, 1.0))
         terms = self.losses(batch)
@@ -148,12 +158,7 @@ class Fit:
         nn.utils.clip_grad_norm_(self.parameters.values(), self.section.clip_norm)
         self.optimizer.step()
         self._update_average()
-        values = {name: term.item() for name, term in terms.items()}
-        for name, value in values.items():
-            self.at.loss_sums[name] = self.at.loss_sums.get(name, 0.0) + value
-        self.at.step += 1
-        self.at.step_in_epoch += 1
-        self._tell(len(batch), values)
+        return {name: term.item() for name, term in terms.items()}
 
     def _tell(self, num_positions: int, values: Mapping[str, float]) -> None:
         positions, since = self.told
@@ -223,6 +228,16 @@ class Fit:
             if state:
                 self.optimizer.state[p] = {key: value.to(p.device) for key, value in state.items()}
         console.say(f"{self.name}: going on from epoch {self.at.epoch + 1}, step {self.at.step}")
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -92,6 +92,12 @@ class OptimSection(Section):
     )
     clip_norm: float = Field(default=1.0, gt=0)
     checkpoint_every_s: float = Field(default=60.0, gt=0)
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        exclude_if=lambda precision: precision == "highest",  # what was trained before there was a choice is still that
+        description="of float32 products in training (torch.set_float32_matmul_precision): `medium` multiplies in bfloat16 and "
+        "sums in float32 where the processor can, which is faster, most of all with a large catalogue",
+    )
     validation_users: int = Field(default=0, ge=0, description="a fixed sample of users for model selection; 0 = all")
 
 

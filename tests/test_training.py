@@ -133,6 +133,33 @@ def test_nan_stops_with_a_reason(tmp_path: Path) -> None:
         run.run()
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_products_are_of_the_precision_that_was_asked_for_in_steps_alone(tmp_path: Path, precision: str) -> None:
+    _, run = fit(tmp_path, section=SECTION.model_copy(update={"matmul_precision": precision}))
+    seen, step, scores = set[tuple[str, str]](), run.losses, run.validate
+
+    def losses(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.add(("step", torch.get_float32_matmul_precision()))
+        if run.at.epoch == 3:
+            raise Interrupted
+        return step(batch)
+
+    def validate() -> float:
+        seen.add(("validation", torch.get_float32_matmul_precision()))
+        return scores()
+
+    run.losses, run.validate = losses, validate
+    with pytest.raises(Interrupted):
+        run.run()
+    assert seen == {("step", precision), ("validation", "highest")}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_choice_that_is_newer_than_artefacts_does_not_change_what_they_were_made_by() -> None:
+    assert "matmul_precision" not in OptimSection().model_dump(mode="json")
+    assert OptimSection(matmul_precision="medium").model_dump(mode="json")["matmul_precision"] == "medium"
+
+
 def test_it_learns(tmp_path: Path) -> None:
     _, run = fit(tmp_path / "a", section=SECTION.model_copy(update={"epochs": 30}), scores=[i / 100 for i in range(30)])
     history = run.run().history

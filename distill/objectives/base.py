@@ -61,7 +61,7 @@ class StateObjective(nn.Module, Generic[Options]):
 
 
 class Objective(Generic[Options]):
-    """A weighted loss between teacher targets and student logits."""
+    """A weighted loss between teacher targets and the student's distribution."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -70,6 +70,9 @@ class Objective(Generic[Options]):
     def weight(self) -> float:
         return self.options.weight
 
-    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        """Mean loss over positions, a scalar, before the weight; they come a few at a time (`distill/catalogue_loss.py`)."""
+    def __call__(self, log_q_NI: Tensor, targets: TeacherTargets) -> Tensor:
+        """Mean loss over positions, a scalar, before the weight; they come a few at a time (`distill/catalogue_loss.py`).
+
+        `log_q_NI`: the student's log-probabilities, which the label needs as well and which are computed once for all.
+        """
         raise NotImplementedError

@@ -29,19 +29,18 @@ _TINY = 1e-12
 class ImportanceAwareRanking(Objective[Dllm2RecOptions]):
     """KL from the importance of the teacher's first items to the student's distribution, a mean over positions."""
 
-    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
+    def __call__(self, log_q_NI: Tensor, targets: TeacherTargets) -> Tensor:
         num_listed = min(self.options.num_listed, targets.index_NK.shape[-1])
         index_NK = targets.index_NK[:, :num_listed]
-        weight_NK = self._importance(student_logits_NI.detach(), index_NK, targets.probability_NK[:, :num_listed])
-        log_q_NK = student_logits_NI.gather(-1, index_NK) - student_logits_NI.logsumexp(-1, keepdim=True)
-        return (weight_NK * (weight_NK.clamp(min=_TINY).log() - log_q_NK)).sum(-1).mean()
+        weight_NK = self._importance(log_q_NI.detach(), index_NK, targets.probability_NK[:, :num_listed])
+        return (weight_NK * (weight_NK.clamp(min=_TINY).log() - log_q_NI.gather(-1, index_NK))).sum(-1).mean()
 
-    def _importance(self, student_logits_NI: Tensor, index_NK: Tensor, probability_NK: Tensor) -> Tensor:
+    def _importance(self, log_q_NI: Tensor, index_NK: Tensor, probability_NK: Tensor) -> Tensor:
         options = self.options
         rank_K = torch.arange(1, index_NK.shape[-1] + 1, device=index_NK.device, dtype=probability_NK.dtype)
         position_NK = (-rank_K / options.rank_temperature).exp().expand_as(probability_NK)
         confidence_NK = probability_NK.clamp(min=_TINY) ** (1 / options.confidence_temperature)
-        own_NC = student_logits_NI.topk(min(options.num_consistent, student_logits_NI.shape[-1]), dim=-1).indices
+        own_NC = log_q_NI.topk(min(options.num_consistent, log_q_NI.shape[-1]), dim=-1).indices
         consistent_NK = (index_NK[:, :, None] == own_NC[:, None, :]).any(-1).to(probability_NK.dtype)
         weight_NK = options.consistency * consistent_NK
         for gamma, part_NK in ((options.position, position_NK), (options.confidence, confidence_NK)):

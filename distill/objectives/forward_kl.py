@@ -22,22 +22,22 @@ _CLOSE_TO_NOTHING = 1e-3  # where float32 has lost too much of 1 - sum
 class ForwardKL(Objective[ObjectiveOptions]):
     """KL(teacher || student) * T^2; 0 at equality, never negative."""
 
-    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        scaled_NI = student_logits_NI / targets.temperature
-        log_q_NK = scaled_NI.gather(-1, targets.index_NK) - scaled_NI.logsumexp(-1, keepdim=True)
+    def __call__(self, log_q_NI: Tensor, targets: TeacherTargets) -> Tensor:
+        if targets.temperature != 1:
+            log_q_NI = (log_q_NI / targets.temperature).log_softmax(-1)
+        log_q_NK = log_q_NI.gather(-1, targets.index_NK)
         p_NK, r_N = targets.probability_NK, targets.tail_N
         kl_N = (p_NK * (p_NK.clamp(min=_TINY).log() - log_q_NK)).sum(-1)
-        if targets.index_NK.shape[-1] < student_logits_NI.shape[-1]:
-            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - _log_rest(scaled_NI, targets.index_NK, log_q_NK))
+        if targets.index_NK.shape[-1] < log_q_NI.shape[-1]:
+            kl_N = kl_N + r_N * (r_N.clamp(min=_TINY).log() - _log_rest(log_q_NI, targets.index_NK, log_q_NK))
         return kl_N.mean() * targets.temperature**2
 
 
-def _log_rest(scaled_NI: Tensor, index_NK: Tensor, log_q_NK: Tensor) -> Tensor:
+def _log_rest(log_q_NI: Tensor, index_NK: Tensor, log_q_NK: Tensor) -> Tensor:
     """log s: what the student leaves to all but the K items, float[N]."""
     s_N = 1 - log_q_NK.exp().sum(-1)
     log_s_N, small_N = s_N.clamp(min=_CLOSE_TO_NOTHING).log(), s_N < _CLOSE_TO_NOTHING
     if not small_N.any():
         return log_s_N
-    few_RI = scaled_NI[small_N]
-    rest_R = few_RI.scatter(-1, index_NK[small_N], -torch.inf).logsumexp(-1) - few_RI.logsumexp(-1)
+    rest_R = log_q_NI[small_N].scatter(-1, index_NK[small_N], -torch.inf).logsumexp(-1)
     return log_s_N.masked_scatter(small_N, rest_R)

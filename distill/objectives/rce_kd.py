@@ -28,8 +28,8 @@ _DRAW_TEMPERATURE, _MAX_BELOW = 10.0, 50.0  # as in the paper
 class RejuvenatedCrossEntropy(Objective[RceKdOptions]):
     """Divergences over what the student ranks high and over what only the teacher does, a mean over positions."""
 
-    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
-        student_NI, num_items = student_logits_NI / targets.temperature, student_logits_NI.shape[-1]
+    def __call__(self, log_q_NI: Tensor, targets: TeacherTargets) -> Tensor:
+        student_NI, num_items = log_q_NI / targets.temperature, log_q_NI.shape[-1]
         num_top = min(self.options.num_top, targets.index_NK.shape[-1])
         ranked_NC = student_NI.detach().topk(min(max(self.options.num_candidates, num_top), num_items), dim=-1).indices
         # All that counts stands in these columns: the student's first items, then those of Qt that are not among them.

@@ -3,7 +3,7 @@ interesting, and all of them before items it does not.
 
     L = - mean_n sum_k [ s_k - log( sum_{j >= k} e^{s_j} + sum_l e^{u_l} ) ]
 
-s_1 … s_K: student scores of K interesting items, drawn without replacement from the teacher's stored list with weights
+s_1 … s_K: student scores (log q) of K interesting items, drawn without replacement from the teacher's stored list with weights
 e^{-r/T} (r: rank, from 1) and put in the teacher's order; u_1 … u_L: student scores of uninteresting items, drawn evenly from
 the rest of the catalogue. That is the likelihood of the order under a Plackett-Luce model whose tail is left unordered. It is
 not 0 where the student equals the teacher, because an order says nothing of distances. Drawn anew in every step from torch's
@@ -23,12 +23,12 @@ from distill.objectives.config import RrdOptions
 class RelaxedRanking(Objective[RrdOptions]):
     """Negative log-likelihood of the teacher's relaxed order, a mean over positions."""
 
-    def __call__(self, student_logits_NI: Tensor, targets: TeacherTargets) -> Tensor:
+    def __call__(self, log_q_NI: Tensor, targets: TeacherTargets) -> Tensor:
         interesting_NK = self._interesting(targets.index_NK)
-        score_NK = student_logits_NI.gather(-1, interesting_NK)
+        score_NK = log_q_NI.gather(-1, interesting_NK)
         after_NK = score_NK.flip(-1).logcumsumexp(-1).flip(-1)  # log of the sum over k, k + 1, … K
-        if (rest := student_logits_NI.shape[-1] - targets.index_NK.shape[-1]) > 0:
-            below_NL = student_logits_NI.gather(-1, self._uninteresting(student_logits_NI, targets.index_NK, rest))
+        if (rest := log_q_NI.shape[-1] - targets.index_NK.shape[-1]) > 0:
+            below_NL = log_q_NI.gather(-1, self._uninteresting(log_q_NI, targets.index_NK, rest))
             after_NK = torch.logaddexp(after_NK, below_NL.logsumexp(-1, keepdim=True))
         return (after_NK - score_NK).sum(-1).mean()
 
@@ -41,7 +41,7 @@ class RelaxedRanking(Objective[RrdOptions]):
         log_weight_NK = (-rank_K / self.options.rank_temperature).expand(index_NK.shape)
         return index_NK.gather(-1, draw(log_weight_NK, self.options.num_interesting).sort(-1).values)
 
-    def _uninteresting(self, student_logits_NI: Tensor, index_NK: Tensor, rest: int) -> Tensor:
+    def _uninteresting(self, log_q_NI: Tensor, index_NK: Tensor, rest: int) -> Tensor:
         """Items outside of the stored list, drawn evenly without replacement; int64[N, at most num_uninteresting]."""
-        chance_NI = torch.rand(student_logits_NI.shape, device=student_logits_NI.device).scatter(-1, index_NK, -1.0)
+        chance_NI = torch.rand(log_q_NI.shape, device=log_q_NI.device).scatter(-1, index_NK, -1.0)
         return chance_NI.topk(min(self.options.num_uninteresting, rest)).indices

@@ -59,7 +59,7 @@ class Validator:
             history_BL = torch.from_numpy(pad_left([self.histories[row] for row in rows])).to(self.device)
             target_B = torch.from_numpy(self.targets[rows]).long().to(self.device)
             score_BI = last_hidden(history_BL[:, -self.max_length :]).float() @ table_ID.float().T
-            if not score_BI.isfinite().all():
+            if not score_BI.sum().isfinite():  # one pass, where a mask of them all takes as long as the product
                 raise ValueError("the model's scores are not finite; lower the learning rate, or start from another checkpoint")
             score_BI.scatter_(1, history_BL, -torch.inf)
             score_BI[:, 0] = -torch.inf
@@ -70,8 +70,13 @@ class Validator:
 def rank_of(score_BI: Tensor, target_B: Tensor) -> Tensor:
     """1 + items scored higher + items scored equal at a lower index, int64[B]."""
     own_B1 = score_BI.gather(1, target_B[:, None])
-    before_1I = torch.arange(score_BI.shape[1], device=score_BI.device)[None] < target_B[:, None]
-    return 1 + (score_BI > own_B1).sum(1) + ((score_BI == own_B1) & before_1I).sum(1)
+    above_B, not_below_B = (mask_BI.sum(1, dtype=torch.int32) for mask_BI in (score_BI > own_B1, score_BI >= own_B1))
+    rank_B = 1 + above_B.long()
+    tied_R = (not_below_B > rank_B).nonzero()[:, 0]
+    if len(tied_R):
+        before_RI = torch.arange(score_BI.shape[1], device=score_BI.device)[None] < target_B[tied_R, None]
+        rank_B[tied_R] += ((score_BI[tied_R] == own_B1[tied_R]) & before_RI).sum(1)
+    return rank_B
 
 
 class EpochBatches:

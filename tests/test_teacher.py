@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2Model
 
 import distill.llm
 from distill.config import TargetsSection, TeacherSection, TextSection
-from distill.evaluation import Validator
+from distill.evaluation import Validator, rank_of
 from distill.llm import (
     TeacherError,
     build_llm,
@@ -560,8 +560,20 @@ def test_a_gap_among_encoded_chunks_is_encoded_again(
     assert np.allclose(_encode_resumably(tiny_llm, prompts, section, tmp_path), whole, atol=1e-5)
 
 
-def test_scores_that_are_not_finite_win_nothing(sequences: Sequences) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_win_nothing(sequences: Sequences, value: float) -> None:
     validator = Validator(sequences, 12, OptimSection(), torch.device("cpu"))
-    broken = torch.full((sequences.num_items + 1, 4), torch.nan)
+    broken = torch.ones(sequences.num_items + 1, 4)
+    broken[-1, -1] = value
     with pytest.raises(ValueError, match="scores are not finite"):
         validator(lambda history_BL: torch.ones(len(history_BL), 4), broken)
+
+
+@pytest.mark.parametrize("num_values", [1, 3, 1000])
+def test_ranks_count_what_is_higher_and_ties_before(num_values: int) -> None:
+    score_BI = torch.randint(num_values, (40, 9), generator=torch.Generator().manual_seed(0)).float()
+    score_BI[:, 0] = -torch.inf
+    target_B = torch.arange(40) % 8 + 1
+    ordered = [sorted(range(9), key=lambda i: -row[i]) for row in score_BI.tolist()]  # stable: ties to the lower index
+    expected = [order.index(target) + 1 for order, target in zip(ordered, target_B.tolist(), strict=True)]
+    assert rank_of(score_BI, target_B).tolist() == expected

@@ -152,16 +152,12 @@ class Student(nn.Module):
         hidden_BLD = self.encode(F.embedding(history_BL, table_ID), history_BL != 0, projections=projections)
         return {"hidden": hidden_BLD} | dict(zip(("query", "key", "value"), projections, strict=True))
 
-    def encode(
-        self, item_BLD: Tensor, known_BL: Tensor, causal: bool = True, projections: list[Tensor] | None = None
-    ) -> Tensor:
-        """The same of item vectors, of which those that are not known are padding; not `causal`: all positions see all.
+    def encode(self, item_BLD: Tensor, known_BL: Tensor, projections: list[Tensor] | None = None) -> Tensor:
+        """The same of item vectors, of which those that are not known are padding.
 
         `projections`, where given, gets the last layer's queries, keys and values, each float[B, L, D].
         """
         hidden_BLD, mask_B1LL, distance_LL = self._positions(item_BLD, known_BL)
-        if not causal:
-            mask_B1LL, distance_LL = known_BL[:, None, None, :], torch.maximum(distance_LL, distance_LL.T)
         layers = self._layers()
         for block in layers[:-1]:
             hidden_BLD = block(hidden_BLD, mask_B1LL, distance_LL)

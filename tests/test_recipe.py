@@ -46,7 +46,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         (
             'name = "x"\n[data]\n[regularisers.fgn]\nweight = 1\n',
-            "no regulariser is named 'fgn'; known: fgm, masked_item",
+            "no regulariser is named 'fgn'; known: fgm, history_contrast",
         ),
         (
             'name = "x"\n[data]\n[regularisers.fgm]\nepsilom = 1.0\n',

@@ -15,12 +15,10 @@ from distill.regularisers.config import (
     OPTIONS,
     FgmOptions,
     HistoryContrastOptions,
-    MaskedItemOptions,
     TextAlignmentOptions,
 )
 from distill.regularisers.fgm import AdversarialItems
 from distill.regularisers.history_contrast import CROP, MASK, OPERATIONS, HistoryContrast
-from distill.regularisers.masked_item import MaskedItem
 from distill.regularisers.text_alignment import TextAlignment, alignment, uniformity
 from tests.contracts import RegulariserContract
 
@@ -78,56 +76,6 @@ class TestAdversarialItems(RegulariserContract):
         loss = self.make()(step).item()
         for other in self.changed(step):
             assert self.make()(other).item() == pytest.approx(loss, rel=1e-9)
-
-
-class TestMaskedItem(RegulariserContract):
-    def make(self) -> MaskedItem:
-        return MaskedItem(MaskedItemOptions(share=0.4))
-
-    def test_equals_its_slow_definition(self) -> None:
-        step = double(self.step())
-        loss = self.loss(step).item()
-        torch.manual_seed(1)
-        masked_BL = (step.history_BL != 0) & (torch.rand(step.history_BL.shape) < 0.4)
-        total, count = 0.0, 0
-        for history_L, masked_L in zip(step.history_BL, masked_BL, strict=True):
-            places = history_L.nonzero()[:, 0]
-            own = history_L[places][None]  # without its padding
-            item_1LD = step.table_ID[own] * ~masked_L[places][None, :, None]
-            score_LI = step.student.encode(item_1LD, own != 0, causal=False)[0] @ step.table_ID[1:].T
-            for place in masked_L[places].nonzero()[:, 0].tolist():
-                total -= score_LI[place].log_softmax(0)[own[0, place] - 1].item()
-                count += 1
-        assert count and loss == pytest.approx(total / count, rel=1e-6)
-
-    def test_padding_and_the_order_of_histories_do_not_matter(self) -> None:
-        """Where no draw is left to chance: all items are masked."""
-        step, all_of_them = double(self.step()), MaskedItem(MaskedItemOptions(share=1 - 1e-9))
-        loss = all_of_them(step).item()
-        for other in self.changed(step):
-            assert all_of_them(other).item() == pytest.approx(loss, rel=1e-9)
-
-    def test_every_position_sees_every_other_and_no_padding(self) -> None:
-        step = self.step()
-        known_BL, item_BLD = step.history_BL != 0, F.embedding(step.history_BL, step.table_ID)
-        changed_BLD = item_BLD.clone()
-        changed_BLD[:, -1] += torch.randn(item_BLD.shape[-1])  # a constant would not outlive the first norm
-        encode = step.student.encode
-        before_BL = known_BL & (torch.arange(known_BL.shape[1]) < known_BL.shape[1] - 1)
-        causal = [encode(item, known_BL)[before_BL] for item in (item_BLD, changed_BLD)]
-        assert torch.allclose(causal[0], causal[1], atol=1e-6)
-        both = [encode(item, known_BL, causal=False)[before_BL] for item in (item_BLD, changed_BLD)]
-        assert (both[0] - both[1]).abs().amax(-1).min() > 1e-4
-        changed_BLD = item_BLD + ~known_BL[:, :, None] * torch.randn_like(item_BLD)
-        spared = [encode(item, known_BL, causal=False)[known_BL] for item in (item_BLD, changed_BLD)]
-        assert torch.allclose(spared[0], spared[1], atol=1e-5)
-
-    def test_items_after_a_position_are_as_far_as_those_before(self) -> None:
-        """So that a history read backwards gives the same states backwards."""
-        step = double(self.step())
-        item_BLD = F.embedding(step.history_BL[:1], step.table_ID)
-        states = [step.student.encode(item, step.history_BL[:1] != 0, causal=False) for item in (item_BLD, item_BLD.flip(1))]
-        assert torch.allclose(states[0], states[1].flip(1), atol=1e-9)
 
 
 class TestHistoryContrast(RegulariserContract):
@@ -234,7 +182,7 @@ def test_every_regulariser_has_a_contract_test_and_options() -> None:
 
 
 def test_what_an_arm_takes() -> None:
-    sections = {"fgm": {"weight": 0.0}, "masked_item": {}, "text_alignment": {"temperature": 0.2}}
-    assert list(build_regularisers(sections, has_text=True)) == ["masked_item", "text_alignment"]
+    sections = {"fgm": {"weight": 0.0}, "history_contrast": {}, "text_alignment": {"temperature": 0.2}}
+    assert list(build_regularisers(sections, has_text=True)) == ["history_contrast", "text_alignment"]
     without: dict[str, Regulariser] = build_regularisers(sections, has_text=False)
-    assert list(without) == ["masked_item"]
+    assert list(without) == ["history_contrast"]

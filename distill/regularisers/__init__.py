@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 METHODS = {
     "fgm": "distill.regularisers.fgm:AdversarialItems",
-    "masked_item": "distill.regularisers.masked_item:MaskedItem",
     "history_contrast": "distill.regularisers.history_contrast:HistoryContrast",
     "text_alignment": "distill.regularisers.text_alignment:TextAlignment",
 }

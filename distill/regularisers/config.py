@@ -19,12 +19,6 @@ class FgmOptions(RegulariserOptions):
     epsilon: float = Field(default=0.5, gt=0, description="length of a history's perturbation, in lengths of an item vector")
 
 
-class MaskedItemOptions(RegulariserOptions):
-    """Of `masked_item`."""
-
-    share: float = Field(default=0.2, gt=0, lt=1, description="of the items of a history")
-
-
 class HistoryContrastOptions(RegulariserOptions):
     """Of `history_contrast`."""
 
@@ -43,7 +37,6 @@ class TextAlignmentOptions(RegulariserOptions):
 
 OPTIONS: dict[str, type[RegulariserOptions]] = {
     "fgm": FgmOptions,
-    "masked_item": MaskedItemOptions,
     "history_contrast": HistoryContrastOptions,
     "text_alignment": TextAlignmentOptions,
 }

@@ -325,7 +325,9 @@ def test_no_objective_sees_padding_or_where_scores_are_cut(
     score_NI, position_N = torch.cat(scores), np.concatenate(places)
     assert (batch.history_BL == 0).any() and 0 < len(position_N) < len(batch)
     teacher, share = targets.at(position_N, torch.device("cpu")), len(position_N) / len(batch)
-    expected = {name: share * one(score_NI.log_softmax(-1), teacher).item() for name, one in build_objectives(EVERY_OBJECTIVE).items()}
+    expected = {
+        name: share * one(score_NI.log_softmax(-1), teacher).item() for name, one in build_objectives(EVERY_OBJECTIVE).items()
+    }
     expected |= {name: total / len(batch) for name, total in held.items()}
     assert {name: found[name].item() for name in METHODS} == pytest.approx(expected, rel=1e-5)
 

@@ -89,13 +89,16 @@ def fit_ease(sequences: Sequences, l2: float, text_weight: float = 0.0, text_IZ:
         gram_II.addmm_(text, text.T, alpha=text_weight)
     gram_II.diagonal().add_(l2)
     factor_II, failed = torch.linalg.cholesky_ex(gram_II)
+    too_little = ValueError(f"ease.l2 = {l2:g} is too little for float32 beside what it regularises; raise it")
+    if failed:
+        raise too_little
     inverse_II = torch.cholesky_inverse(factor_II)
     del factor_II
     some_N = torch.arange(0, num_items, max(num_items // 8, 1), device=device())  # columns that tell whether it is the inverse
     error_IN = gram_II @ inverse_II[:, some_N]
     error_IN[some_N, torch.arange(len(some_N))] -= 1
-    if failed or not error_IN.abs().max() < _MAX_ERROR:
-        raise ValueError(f"ease.l2 = {l2:g} is too little for float32 beside what it regularises; raise it")
+    if not error_IN.abs().max() < _MAX_ERROR:
+        raise too_little
     del gram_II
     weight_II = inverse_II.div_(-inverse_II.diagonal().clone()[None])
     return weight_II.fill_diagonal_(0.0)

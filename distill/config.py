@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -63,7 +64,9 @@ class TextSection(Section):
 class TeacherSection(Section):
     """The LLM as a sequential recommender."""
 
-    llm: str = Field(default="smollm2-135m-instruct", description="asset name, local folder or hub name")
+    llm: Annotated[str, AfterValidator(os.path.normpath)] = Field(  # a folder's name is the same with "/" behind it
+        default="smollm2-135m-instruct", description="asset name, local folder or hub name"
+    )
     num_layers: int = Field(default=0, ge=0, description="keep the first layers only; 0 = all")
     tuning: Literal["full", "lora", "qlora"] = "lora"
     lora_rank: int = Field(default=16, ge=1, le=1024)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class RecipeError(ValueError):
@@ -32,6 +32,19 @@ class Section(BaseModel):
     """One section of a recipe: frozen, strictly typed, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, values: Any) -> Any:
+        """A part whose defaults are its section's own keeps them where a recipe sets another of its keys."""
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        return values | {
+            name: default.model_dump(exclude_unset=True) | values[name]
+            for name, default in defaults.items()
+            if isinstance(values.get(name), dict)
+        }
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -168,6 +168,32 @@ def test_base_is_overridden_key_by_key(tmp_path: Path) -> None:
     assert (recipe.student.hidden_size, recipe.student.dropout) == (16, 0.5)
 
 
+def test_one_key_of_a_part_leaves_its_other_defaults(tmp_path: Path) -> None:
+    """Those of the section that it is a part of, and not those of all training runs."""
+    text = 'name = "x"\n[data]\n[teacher.optim]\nlearning_rate = 0.5\n[item_encoder]\noptim = { epochs = 3 }\n'
+    recipe = load_recipe(Recipe, write(tmp_path, text), ["student.optim.epochs=2"])
+    usual = load_recipe(Recipe, write(tmp_path, 'name = "x"\n[data]\n[item_encoder]\n'))
+    assert recipe.item_encoder and usual.item_encoder
+    for own, other, changed in (
+        (recipe.teacher.optim, usual.teacher.optim, {"learning_rate": 0.5}),
+        (recipe.item_encoder.optim, usual.item_encoder.optim, {"epochs": 3}),
+        (recipe.student.optim, usual.student.optim, {"epochs": 2}),
+    ):
+        assert own == other.model_copy(update=changed) != other
+    assert usual.teacher.optim.batch_size == 32 != usual.student.optim.batch_size
+    with pytest.raises(RecipeError, match=r"unknown recipe key 'teacher\.optim\.epoch'"):
+        load_recipe(Recipe, write(tmp_path, text), ["teacher.optim.epoch=2"])
+
+
+def test_a_folder_is_the_same_llm_however_it_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "x"\n[data]\n')
+    names = [
+        load_recipe(Recipe, path, [f"teacher.llm={name}"]).teacher.llm for name in ("models/a", "models/a/", "./models//a")
+    ]
+    assert names == ["models/a"] * 3
+    assert load_recipe(Recipe, path, ["teacher.llm=Qwen/Qwen3-0.6B"]).teacher.llm == "Qwen/Qwen3-0.6B"
+
+
 def test_the_lesson_is_what_is_left_of_a_recipe_and_its_bases(tmp_path: Path) -> None:
     objective, member = "objectives = { forward_kl = { weight = 1.0 } }", "members = { teacher = 2.0 }"
     write(tmp_path, f'name = "x"\n[data]\n[distill]\n{objective}\n[targets]\n{member}\n', "base.toml")

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from distill.config import ItemEncoderSection, TextSection
 from distill.device import autocast, compute_dtype, device
 from distill.evaluation import EpochBatches, Validator, record_accuracy, save_history
-from distill.llm import SOURCE, WEIGHTS_FOLDER, TeacherError, check_causal, load_tokenizer
+from distill.llm import SOURCE, WEIGHTS_FOLDER, TeacherError, check_causal, load_tokenizer, require_room
 from distill.pooling import load_pooled_body, pooled
 from distill.text import mean_and_deviation, text_basis
 from distill.tracking import Tracker
@@ -147,6 +147,7 @@ def build_item_encoder(
     torch.manual_seed(seed)
     tokenizer, body = load_tokenizer(llm), load_pooled_body(llm, text.layers)
     check_causal(body)
+    require_room(body, text.max_tokens, "text.max_tokens")
     freeze(body, section.frozen_layers)
     tokens = tokenizer(list(prompts), truncation=True, max_length=text.max_tokens)["input_ids"]
     encoder = ItemEncoder(body, text.layers, tokens, compute_dtype("auto")).to(device()).eval()

@@ -184,12 +184,32 @@ def causal_config(config: Any, num_layers: int) -> Any:
 ENCODERS = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "ernie", "megatron-bert", "rembert")
 
 
+def first_position(body: nn.Module) -> int:
+    """The number of a text's first position: 0, but RoBERTa and its kin count on from their padding token's number."""
+    tables = (module for name, module in body.named_modules() if name.rpartition(".")[2] == "position_embeddings")
+    padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
+    return 0 if padding is None else padding + 1
+
+
+def require_room(body: Any, num_tokens: int, key: str) -> None:
+    """Raise unless the body can read so many tokens, which the recipe's `key` asks for."""
+    positions = getattr(body.config, "max_position_embeddings", None)
+    if positions is not None and num_tokens > (room := positions - first_position(body)):
+        raise TeacherError(f"{key} = {num_tokens} tokens, and the LLM reads {room}; lower it")
+
+
 def drop_vocabulary(body: PreTrainedModel) -> PreTrainedModel:
     """Replace the token embedding, which item tokens bypass, by a single row."""
     body.set_input_embeddings(nn.Embedding(1, body.config.hidden_size))
     body.config.vocab_size = 1
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(body.config, name, None)
+    if first := first_position(body):  # padding is number 0 of one token, and positions count on from there
+        embeddings: Any = body.embeddings
+        kept_PD = embeddings.position_embeddings.weight.detach()[first - 1 :].clone()
+        embeddings.position_embeddings = nn.Embedding.from_pretrained(kept_PD, freeze=False, padding_idx=0)
+        embeddings.padding_idx = body.config.pad_token_id = 0
+        body.config.max_position_embeddings = len(kept_PD)
     return body
 
 

@@ -38,6 +38,7 @@ from distill.llm import (
     load_body,
     read_body,
     read_config,
+    require_room,
 )
 from distill.text_items import read_texts
 from foundation.artifact import Artifact, Draft, opens
@@ -153,11 +154,9 @@ def new_teacher(llm: Artifact, text_IZ: np.ndarray, section: TeacherSection, tok
     token_rms = body.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
     if tokens_IT is None:
         drop_vocabulary(body)
-    elif (longest := tokens_IT.shape[1] * section.max_length) > body.config.max_position_embeddings:
-        raise TeacherError(
-            f"teacher.item_tokens x teacher.max_length = {longest} tokens, and the LLM reads "
-            f"{body.config.max_position_embeddings}; lower one of them"
-        )
+        require_room(body, section.max_length, "teacher.max_length")
+    else:
+        require_room(body, tokens_IT.shape[1] * section.max_length, "teacher.item_tokens x teacher.max_length")
     if section.tuning != "full":
         body = _with_lora(body, section)
     tokens = None if tokens_IT is None else torch.from_numpy(tokens_IT)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from distill.config import TextSection
 from distill.device import compute_dtype, device
-from distill.llm import load_tokenizer
+from distill.llm import load_tokenizer, require_room
 from distill.pooling import load_pooled_body, pooled
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
@@ -110,6 +110,7 @@ def _encode_chunks(llm: Artifact, prompts: list[str], section: TextSection, star
     """Yield vectors of `prompts[start:]` in order, in chunks of several batches sorted by length within."""
     tokenizer = load_tokenizer(llm)
     body = load_pooled_body(llm, section.layers, dtype=compute_dtype(precision)).to(device())
+    require_room(body, section.max_tokens, "text.max_tokens")
     chunk_size = section.batch_size * _CHUNK_BATCHES
     for first in console.progress(range(start, len(prompts), chunk_size), "item text vectors"):
         chunk = prompts[first : first + chunk_size]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.llm import load_tokenizer
+from distill.llm import first_position, load_tokenizer
 from foundation.artifact import Artifact
 
 NONE = -1  # no token
@@ -42,7 +42,7 @@ def read_texts(body: Any, tokens_IT: Tensor, history_BL: Tensor) -> Tensor:
     hidden_BXD = body(
         inputs_embeds=body.get_input_embeddings()(token_BLT.flatten(1).clamp(min=0)),
         attention_mask=known_BX.long(),
-        position_ids=(known_BX.cumsum(1) - 1).clamp(min=0),
+        position_ids=(known_BX.cumsum(1) - 1).clamp(min=0) + first_position(body),
     ).last_hidden_state
     last_BL11 = (known_BLT.sum(-1) - 1).clamp(min=0)[..., None, None]
     hidden_BLTD = hidden_BXD.unflatten(1, token_BLT.shape[1:])

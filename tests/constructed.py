@@ -38,10 +38,10 @@ def write_chain_dataset(folder: Path, num_users: int = 400, length: int = 12, no
 
 
 def write_tiny_llm(folder: Path, architecture: str = "llama", num_layers: int = 2) -> Path:
-    """A random-weight LLM with a tokenizer, saved as transformers reads it: "llama", "qwen3" or "bert"."""
+    """A random-weight LLM with a tokenizer, saved as transformers reads it: "llama", "qwen3", "bert" or "roberta"."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+    from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config, RobertaConfig
 
     words = ["<unk>", "<pad>", "thing", "group", "(", ")", ".", ",", *map(str, range(100)), *map(str, range(1990, 2000))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -57,6 +57,7 @@ def write_tiny_llm(folder: Path, architecture: str = "llama", num_layers: int = 
         "llama": lambda: LlamaConfig(**shape, num_key_value_heads=1, pad_token_id=1),
         "qwen3": lambda: Qwen3Config(**shape, num_key_value_heads=1, head_dim=32, pad_token_id=1),
         "bert": lambda: BertConfig(**shape, pad_token_id=1),
+        "roberta": lambda: RobertaConfig(**shape, pad_token_id=1),
     }
     torch.manual_seed(0)
     AutoModel.from_config(configs[architecture]()).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The teacher around three architectures of random LLMs, its item text, its targets, its quantized variants."""
+"""The teacher around four architectures of random LLMs, its item text, its targets, its quantized variants."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def shaken(teacher: Teacher) -> Teacher:
     return teacher.eval()
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3", "bert"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "bert", "roberta"])
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_llm(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -104,7 +104,8 @@ def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
     assert teacher(torch.zeros(2, 3, dtype=torch.long), table).isfinite().all()
     for number in range(5):  # as if the texts were one, whatever their lengths
         tokens = tokens_IT[4 : 5 + number]
-        body = teacher.body(input_ids=torch.from_numpy(tokens[tokens >= 0])[None]).last_hidden_state[:, -1]
+        embedded = teacher.body.get_input_embeddings()(torch.from_numpy(tokens[tokens >= 0])[None])
+        body = teacher.body(inputs_embeds=embedded).last_hidden_state[:, -1]
         assert torch.allclose(teacher.norm(teacher.from_hidden(body))[0], both[1, number], atol=1e-5)
     saved = make(
         tmp_path / "t",
@@ -118,10 +119,31 @@ def test_a_teacher_that_reads_texts(llm: Artifact, tmp_path: Path) -> None:
     assert np.array_equal(expected[0], found[0])
     np.testing.assert_allclose(expected[1], found[1], atol=1e-5)
     assert full_depth_teacher(llm, TEXT, section, tokens_IT).num_parameters == teacher.num_parameters
-    with pytest.raises(TeacherError, match=r"item_tokens x teacher\.max_length = 60000 tokens"):
+    with pytest.raises(
+        TeacherError, match=r"item_tokens x teacher\.max_length = 60000 tokens, and the LLM reads \d+; lower it"
+    ):
         new_teacher(llm, TEXT, section, np.zeros((61, 5000), np.int64))
     with pytest.raises(TeacherError, match="minilm needs"):
         teacher.states(rows, table, projections=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("architecture", "room"), [("bert", 512), ("roberta", 510)])
+def test_what_is_longer_than_its_positions_is_refused(tmp_path: Path, architecture: str, room: int) -> None:
+    """As long as they last, they are enough; RoBERTa's begin after its padding token's, number 1."""
+    llm = make_llm(tmp_path, architecture)
+    for length in (room, room + 1):
+        section, text = SECTION.model_copy(update={"max_length": length}), TextSection(max_tokens=length)
+        prompt = "thing " * (room + 10)
+        if length == room:
+            teacher = new_teacher(llm, TEXT, section)
+            assert teacher(torch.ones(1, length, dtype=torch.long), teacher.table()).isfinite().all()
+            assert np.isfinite(encode(llm, [prompt], text)).all()
+        else:
+            with pytest.raises(TeacherError, match=rf"^teacher.max_length = {length} tokens, and the LLM reads {room}"):
+                new_teacher(llm, TEXT, section)
+            with pytest.raises(TeacherError, match=rf"^text.max_tokens = {length} tokens, and the LLM reads {room}"):
+                encode(llm, [prompt], text)
 
 
 def test_an_llm_whose_attention_cannot_be_read_is_refused_before_it_is_trained(llm: Artifact, tmp_path: Path) -> None:

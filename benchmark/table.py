@@ -43,6 +43,12 @@ def accuracy_table(rows: Mapping[str, Sequence[Artifact]], sequences: Sequences)
     ]
     lines += ["", "test NDCG@10, paired differences [95% CI]:"]
     lines += [f"  {name}: {d['relative']:+.1%} [{d['ci95'][0]:+.1%}, {d['ci95'][1]:+.1%}]" for name, d in found.items()]
+    lines += [
+        f"  item vectors of {name}: alignment of text and ID {own['alignment']:.2f}, uniformity of text "
+        f"{own['uniformity_of_text']:.2f}, of IDs {own['uniformity_of_ids']:.2f}"
+        for name, own in figures.items()
+        if "alignment" in own
+    ]
     lines += [f"{len(sequences.evaluated_users)} users, {num_seeds} seed(s), full ranking, targets {digest[:16]}"]
     return "\n".join(lines), {"targets_sha256": digest, "seeds": num_seeds, "rows": figures, "comparisons": found}
 

@@ -59,7 +59,7 @@ def build_audit(
         ndcg_U = ndcg(evaluate(MemberRecommender(ensemble), sequences, "validation", batch_size=rows), 10)
         found["ensemble"] = _judged(ndcg_U, ensemble, ndcg_of, in_slice, sample)
     counts = {"all": len(sequences.evaluated_users), **{name: int(mask_U.sum()) for name, mask_U in in_slice.items()}}
-    told = {"slices": counts, **found}
+    told = {"slices": counts, "others": {name: float(own_U.mean()) for name, own_U in ndcg_of.items()}, **found}
     (draft.path / AUDIT).write_text(json.dumps(told, indent=1))
     draft.metrics |= {
         who: {
@@ -97,8 +97,11 @@ def _judged(
 
 @opens
 def tell(audit: Artifact) -> None:
-    """Say what was found: overall against each of the others, and the slices in which there is a difference."""
+    """Say what was found: overall and by slice, against each of the others."""
     told = read_json(audit.file(AUDIT))
+    judged = {who: told[who]["validation_ndcg_at_10"] for who in ("teacher", "ensemble") if told.get(who)}
+    shown = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in (judged | told["others"]).items())
+    console.say(f"audit: validation NDCG@10: {shown}")
     for who in ("teacher", "ensemble"):
         if not (found := told.get(who)):
             continue
@@ -107,10 +110,10 @@ def tell(audit: Artifact) -> None:
                 console.say(
                     f"audit: {who} over {name}: NDCG@10 {_shown(overall)} ({_verdict(overall) or 'no difference shown'})"
                 )
-            sliced = {label: own for label, own in by_slice.items() if label != "all" and own and _verdict(own)}
+            sliced = {label: own for label, own in by_slice.items() if label != "all" and own}
             if sliced:
-                parts = (f"{_verdict(own)} in {label} {_shown(own)}" for label, own in sliced.items())
-                console.say(f"audit:   {who} over {name} {', '.join(parts)}")
+                parts = (f"{label} {_shown(own)}{f' ({_verdict(own)})' * bool(_verdict(own))}" for label, own in sliced.items())
+                console.say(f"audit:   in {', '.join(parts)}")
         shared = ", ".join(f"{share:.0%} with {name}" for name, share in found[f"overlap_at_{EVALUATION_K}"].items())
         console.say(f"audit: of the {who}'s top {EVALUATION_K} it shares {shared}")
         ece, better, temperature = (found["calibration"][name] for name in ("ece", "ece_at_temperature", "temperature"))

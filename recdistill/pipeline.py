@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from recommender.split import Sequences
 
 # What a kind of artefact is made by, counted: one that was made by another rule is not taken for it.
-_RULES = {"teacher": 2, "audit": 2}  # scores in float32; the intervals of all slices together
+_RULES = {"teacher": 2, "audit": 3}  # scores in float32; the intervals of all slices together, the controls' own figures
 ENSEMBLE, TUNED, ITEM_ENCODER = "control-ensemble-kd", "control-tuned", "item-encoder"
 
 
@@ -140,8 +140,9 @@ class Pipeline:
             architecture, tracker = self.recipe.student, self._tracker(ITEM_ENCODER, seed)
             build_item_encoder(self.llm, prompts, self.sequences, section, text, architecture, seed, draft, control, tracker)
 
-        recipe = self._sections("item_encoder", "student", "num_threads")
-        recipe |= {"text": text.model_dump(mode="json", include={"prompt", "layers", "max_tokens"})}
+        recipe = self._sections("item_encoder", "num_threads")
+        recipe["student"] = self.recipe.student.model_dump(mode="json", exclude={"optim"})
+        recipe["text"] = text.model_dump(mode="json", include={"prompt", "layers", "max_tokens"})
         inputs, control = {"data": self.data, "llm": self.llm}, None
         if section.init == "control-text":
             control = self.arm("control-text", seed), self.text

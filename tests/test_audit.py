@@ -17,6 +17,7 @@ from distill.config import DistillSection, TargetsSection, TeacherSection
 from distill.members import TeacherMember
 from distill.objectives import METHODS, build_objectives, build_state_objectives
 from distill.objectives.config import STATES
+from distill.regularisers import build_regularisers
 from distill.targets import Targets, build_targets, load_targets
 from distill.teacher import load_teacher, new_teacher, save_teacher
 from distill.train_student import Losses, build_student
@@ -174,7 +175,9 @@ def test_the_audit_finds_what_is_planted(
     tell(audit)
     said = capsys.readouterr().err
     assert "teacher over control-text: NDCG@10 -100.0% [-100.0%, -100.0%] (loses)" in said
-    assert f"teacher over control-text loses in {worse_slices(audit)[0]} -100.0%" in said and "ensemble" not in said
+    assert f"{worse_slices(audit)[0]} -100.0% [-100.0%, -100.0%] (loses)" in said and "ensemble" not in said
+    control = others["control-text"].metrics["validation"]["ndcg_at_10"]
+    assert told["others"]["control-text"] == pytest.approx(control) and f"control-text {control:.4f}" in said
     assert "top 20 it shares" in said and "at temperature" in said
     assert told["teacher"]["calibration"]["requests"] == len(sequences.evaluated_users)
     assert told["teacher"]["calibration"]["temperature"] == audit.metrics["teacher"]["temperature"]
@@ -330,6 +333,18 @@ def test_no_objective_sees_padding_or_where_scores_are_cut(
     }
     expected |= {name: total / len(batch) for name, total in held.items()}
     assert {name: found[name].item() for name in METHODS} == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_term_has_its_weight(targets: Targets, sequences: Sequences, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: 0.1 * number for number, name in enumerate((*METHODS, "history_contrast", "text_alignment"), 1)}
+    objectives = {name: options | {"weight": weights[name]} for name, options in EVERY_OBJECTIVE.items()}
+    beside = build_regularisers({name: {"weight": weights[name]} for name in weights if name not in METHODS}, has_text=True)
+    student = student_of_chunks(sequences, monkeypatch, 1 << 22)
+    batch = TrainingWindows(sequences, STUDENT.max_length).epoch(0, 16, 0)[0]
+    found = Losses(student, beside, targets, DistillSection(objectives=objectives))(batch)
+    assert found.keys() == {"loss", "label", *weights} and all(term.item() for term in found.values())
+    expected = found["label"] + sum(weight * found[name] for name, weight in weights.items())
+    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_projector_is_trained_and_dropped(targets: Targets, sequences: Sequences, tmp_path: Path) -> None:

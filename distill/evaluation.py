@@ -80,7 +80,7 @@ def rank_of(score_BI: Tensor, target_B: Tensor) -> Tensor:
 
 
 class EpochBatches:
-    """The batches of the current epoch, as torch tensors made on demand; only one epoch is kept."""
+    """The batches of an epoch, which are kept until another one is asked for."""
 
     def __init__(self, windows: Any, batch_size: int, seed: int) -> None:
         self.windows, self.batch_size, self.seed = windows, batch_size, seed

@@ -76,9 +76,12 @@ class StudentMember:
 
 
 class Ensemble:
-    """The weighted mean of several members' log-probabilities: a product of experts (Hinton, 2002), not renormalised.
+    """Several members as one teacher: a product of experts (Hinton, 2002), not renormalised.
 
-    Linear models have scores without a scale of their own: times their weights they are added to the mean.
+        log p(i) = sum_m w_m log p_m(i) / sum_m w_m + sum_e v_e s_e(i) + a constant
+
+    m: members that give probabilities, of weight w; e: linear models, whose scores s have no scale of their own, of weight v.
+    Left out: weights by example or by confidence, as multi-teacher methods learn them; `follow_audit` alone looks at slices.
     """
 
     def __init__(self, members: Sequence[tuple[float, Member]]) -> None:

@@ -2,8 +2,8 @@
 
 A run is a pure function of its seed: batches come from (seed, epoch), and every step reseeds torch's generator from (seed,
 step), so a run resumed from a checkpoint gives the same weights, bit for bit, as one that was never interrupted (on one CPU
-and thread count; CUDA kernels do not promise it). A checkpoint is one safetensors file: weights, optimizer moments, averaged
-weights, and the counters as metadata.
+and thread count; CUDA kernels do not promise it). A checkpoint is two safetensors files: weights, optimizer moments and
+averaged weights, with the counters as metadata; and the weights of the best epoch so far.
 
 With `ema_decay` the weights that are validated and kept are an exponential moving average of the trained ones (Polyak and
 Juditsky, 1992; the decay grows to its value over the first steps, so that the start does not linger).

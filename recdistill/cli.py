@@ -180,6 +180,8 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 
     if recipe.about and not (arguments.data or arguments.teacher):  # it says how long the recipe's own data and LLM take
         console.say(f"{arguments.recipe}: {recipe.about}")
+    for view in recipe.idle_views:
+        console.say(f"warning: the view {view} teaches nobody: targets.members does not name view-{view}")
     return Pipeline(recipe, arguments.runs, arguments.overwrite, getattr(arguments, "tensorboard", None))
 
 

@@ -166,6 +166,11 @@ class Recipe(Section):
         return TextSection.model_validate(self.text.model_dump() | self.views[name])
 
     @property
+    def idle_views(self) -> list[str]:
+        """The views that are no member of targets."""
+        return [name for name in self.views if f"{VIEW}{name}" not in self.targets.members]
+
+    @property
     def of_training(self) -> str:
         """What decides which models a run trains, as JSON: two recipes in which it is the same train the same ones."""
         return self.model_dump_json(

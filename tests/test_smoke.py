@@ -167,9 +167,14 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
     over = told["ablation"]["student: again"]["test"]["over_control_id"]
     assert over["relative"] == found["comparisons"]["student over control-id"]["relative"]
     assert options[options.index("--data") + 1] not in ledger.read_text()
+    another = [*options, "--set", "student.dropout=0.7"]
     with pytest.raises(SystemExit, match="of another recipe"):
-        distill_figures.main(["accuracy", *options, "--set", "student.dropout=0.7"])
+        distill_figures.main(["accuracy", *another])
     assert json.loads(ledger.read_text()) == told
+    ledger.unlink()
+    with pytest.raises(SystemExit, match=r"seed-0/control-id was made by another recipe: its section student differs"):
+        distill_figures.main(["accuracy", *another])
+    assert not ledger.exists()
 
 
 def test_whoever_needs_a_student_first_hears_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ def fit(
     scores: list[float] | None = None,
     section: OptimSection = SECTION,
     tracker: Tracker | None = None,
+    slow_layer: int | None = None,
 ) -> tuple[nn.Module, Fit]:
-    """A small regression with dropout; `stop_at` interrupts before that step."""
+    """A small regression with dropout; `stop_at` interrupts before that step; one layer may learn a hundred times slower."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -49,6 +51,8 @@ def fit(
         checkpoint=folder,
         name="test",
         tracker=tracker,
+        slow_parameters=[] if slow_layer is None else list(model[slow_layer].parameters()),
+        slow_learning_rate=section.learning_rate / 100,
     )
     return model, run
 
@@ -123,6 +127,25 @@ def test_seeds_and_steps_drop_different_units() -> None:
         torch.manual_seed(step_seed(seed, step))
         drawn.add(tuple(torch.rand(5).tolist()))
     assert len(drawn) == 3
+
+
+def test_learning_rates_rise_fall_and_differ(tmp_path: Path) -> None:
+    """Linear over the first quarter, then a cosine down to a tenth; the slow parameters at a hundredth of it all along."""
+    section = SECTION.model_copy(update={"warmup_fraction": 0.25, "final_learning_rate_fraction": 0.1})
+    model, run = fit(tmp_path / "a", section=section, slow_layer=2)
+    slow, step, rates = {id(p) for p in model[2].parameters()}, run.optimizer.step, []
+
+    def recording_step() -> None:
+        rates.append({id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]})
+        step()
+
+    run.optimizer.step = recording_step
+    run.run()
+    assert len(rates) == 20 and rates[0].keys() == {id(p) for p in model.parameters()}
+    for number, found in enumerate(rates):
+        down = 0.1 + 0.9 * (1 + math.cos(math.pi * (number - 5) / 15)) / 2
+        share = (max(number / 5, 0.01) if number < 5 else down) * section.learning_rate
+        assert found == pytest.approx({p: share / 100 if p in slow else share for p in found})
 
 
 def test_nan_stops_with_a_reason(tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ class Ledger:
     def __init__(self, arguments: argparse.Namespace) -> None:
         (dataset, data), users, self.arguments = _dataset(arguments), arguments.users, arguments
         self.out: Path = arguments.out or Path(f"docs/results/ablation-{dataset}.json")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         recipe = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set])
         of = [sha256_file(data / f"{table}.parquet") for table in ("interactions", "items")]
         of += [str(users), recipe.of_training]

@@ -47,7 +47,7 @@ from distill.llm import llm_folder, read_config
 from distill.members import Ensemble, MemberRecommender, open_member
 from distill.teacher import new_teacher, save_teacher
 from export.onnx_graph import build_onnx
-from foundation.artifact import Artifact, load, make
+from foundation.artifact import Artifact, load, make, write_atomically
 from foundation.content import read_json
 from foundation.recipe import load_recipe
 from recdistill.pipeline import ENSEMBLE, Pipeline
@@ -103,7 +103,7 @@ def main(words: list[str] | None = None) -> None:
                     row: (old.get(row, {}) if part == "arms" else {}) | own for row, own in found[part].items()
                 }
         ledger |= found | {"runs": ledger.get("runs", {}) | {name: run}}
-        ledger_file.write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
+        write_atomically(ledger_file, (json.dumps(ledger, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _options(arguments: argparse.Namespace, phase: str) -> list[str]:
@@ -153,10 +153,17 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
 
 
 def _kept(pipeline: Pipeline) -> dict[str, list[Artifact]]:
-    """Every arm's artefacts, one a seed."""
-    return {
+    """Every arm's artefacts, one a seed, seen to be of this recipe."""
+    kept = {
         arm: [load(pipeline.folder / f"seed-{seed}" / arm, arm) for seed in pipeline.recipe.seeds] for arm in _arms(pipeline)
     }
+    recipe = pipeline.recipe.model_dump(mode="json")
+    for artifact in (artifact for own in kept.values() for artifact in own):
+        for section in artifact.recipe.keys() & recipe.keys():
+            made_by, now = artifact.recipe[section], recipe[section]
+            if made_by != ({key: now.get(key) for key in made_by} if isinstance(made_by, dict) else now):
+                raise SystemExit(f"{artifact.path} was made by another recipe: its section {section} differs; make it again")
+    return kept
 
 
 def _arms(pipeline: Pipeline) -> list[str]:

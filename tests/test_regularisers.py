@@ -82,16 +82,21 @@ class TestHistoryContrast(RegulariserContract):
     def make(self) -> HistoryContrast:
         return HistoryContrast(HistoryContrastOptions(temperature=0.7))
 
-    def test_equals_its_slow_definition_where_views_are_the_histories(self) -> None:
+    def test_equals_its_slow_definition(self) -> None:
         step = double(self.step())
-        state_BD = F.normalize(step.student(step.history_BL, step.table_ID)[:, -1], dim=-1)
-        total, number = torch.zeros((), dtype=torch.float64), len(state_BD)
+        torch.manual_seed(1)
+        drawn = torch.randint(len(OPERATIONS), (2, len(step.history_BL), 1))
+        views = [self.make().view(step.history_BL, operation_B1) for operation_B1 in drawn]
+        assert not all(torch.equal(view_BL * kept_BL, step.history_BL) for view_BL, kept_BL in views)
+        state_V = []
+        for view_BL, kept_BL in views:
+            item_BLD = F.embedding(view_BL, step.table_ID) * kept_BL[..., None]
+            state_V += [F.normalize(state_D, dim=0) for state_D in step.student.encode(item_BLD, view_BL != 0)[:, -1]]
+        total, number = torch.zeros((), dtype=torch.float64), len(state_V)
         for one in range(number):
-            similar = [
-                torch.exp(sum((a * b for a, b in zip(state_BD[one], other, strict=True)), 0.0) / 0.7) for other in state_BD
-            ]
-            total = total - torch.log(similar[one] / (similar[one] + 2 * (sum(similar) - similar[one])))
-        loss = UNCHANGED(step)
+            similar = [torch.exp(state_V[one] @ other_D / 0.7) for other_D in state_V]
+            total = total - torch.log(similar[(one + number // 2) % number] / (sum(similar) - similar[one]))
+        loss = self.loss(step, seed=1)
         assert loss.item() == pytest.approx(total.item() / number, rel=1e-6)
         assert_gradients_agree(step, loss, total / number)
 

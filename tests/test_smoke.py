@@ -147,6 +147,9 @@ def figures(found: dict[str, Any], options: list[str], monkeypatch: pytest.Monke
         distill_figures.main([*phases, *options])
     told = json.loads(ledger.read_text())
     assert told["comparisons"] == found["comparisons"] and told["targets_sha256"] == found["targets_sha256"]
+    on_validation = told["comparisons_on_validation"]["student over control-text"]["relative"]
+    means = [told["arms"][arm]["validation_ndcg_at_10"] for arm in ("student", "control-text")]
+    assert on_validation == pytest.approx(sum(means[0]) / sum(means[1]) - 1)
     assert told["student_vs_ensemble_kd"] == found["comparisons"]["student over control-ensemble-kd"]
     for arm, own in told["arms"].items():
         made = found["rows"][arm]

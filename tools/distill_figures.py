@@ -126,10 +126,13 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
 
 
 def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
-    """NDCG@10 and HR@10 of every arm on test, and the paired differences, users' means over seeds."""
+    """NDCG@10 and HR@10 of every arm on test, and the paired differences, on test and validation; users' means over seeds."""
     seeds = pipeline.recipe.seeds
     kept = _kept(pipeline) | {name: [load(pipeline.folder / name, name)] * len(seeds) for name in pipeline.linear}
-    ranks = {arm: np.stack([kept_ranks(artifact, "test") for artifact in own]) for arm, own in kept.items()}
+    ranks, on_validation = (
+        {arm: np.stack([kept_ranks(artifact, part) for artifact in own]) for arm, own in kept.items()}
+        for part in ("test", "validation")
+    )
     found = comparisons(ranks)
     for name, own in found.items():
         print(f"{name}: {own['relative']:+.1%} [{own['ci95'][0]:+.1%}, {own['ci95'][1]:+.1%}]")
@@ -148,6 +151,7 @@ def accuracy(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any
         "targets_sha256": _same([artifact.metrics["targets_sha256"] for own in kept.values() for artifact in own]),
         "arms": arms,
         "comparisons": found,
+        "comparisons_on_validation": comparisons(on_validation),
         **{headline: found[f"student over {arm}"] for headline, arm in HEADLINES.items() if arm in arms},
     }
 

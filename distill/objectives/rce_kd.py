@@ -8,9 +8,9 @@ ranks at j or lower. KL(p | S) is the divergence of teacher and student, each a 
 temperature T. Cross-entropy over a subset bounds its NDCG only if the subset holds whatever the student ranks above its members
 (Theorem 4.4): Qs does, which serves those of Qt in it, and the draw approximates it for the rest.
 
-Divergence in place of cross-entropy: the difference has no gradient. Drawn anew in every step from torch's generator (the paper
-draws once an epoch). Nothing of it is left out. Of items outside its stored list the teacher is known by their total alone, so
-they share it evenly.
+Divergence in place of cross-entropy: the difference has no gradient. T^2, as of `forward_kl`, is added. Drawn anew in every
+step from torch's generator (the paper draws once an epoch). Nothing of it is left out. Of items outside its stored list the
+teacher is known by their total alone, so they share it evenly.
 """
 
 from __future__ import annotations

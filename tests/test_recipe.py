@@ -45,12 +45,12 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             r"r.toml:4: unknown recipe key 'distill.objectives.forward_kl.wieght'; did you mean .*forward_kl.weight",
         ),
         (
-            'name = "x"\n[data]\n[regularisers.fgn]\nweight = 1\n',
-            "no regulariser is named 'fgn'; known: fgm, history_contrast",
+            'name = "x"\n[data]\n[regularisers.history_contrasts]\nweight = 1\n',
+            "no regulariser is named 'history_contrasts'; known: history_contrast, text_alignment",
         ),
         (
-            'name = "x"\n[data]\n[regularisers.fgm]\nepsilom = 1.0\n',
-            r"r.toml:4: unknown recipe key 'regularisers.fgm.epsilom'; did you mean .*fgm.epsilon",
+            'name = "x"\n[data]\n[regularisers.text_alignment]\ntemprature = 1.0\n',
+            r"r.toml:4: unknown recipe key 'regularisers.text_alignment.temprature'; did you mean .*alignment.temperature",
         ),
         (
             'name = "x"\n[data]\n[distill.objectives.rrd]\nweight = 0.5\nnum_interesting = 0\n',
@@ -198,12 +198,18 @@ def test_the_lesson_is_what_is_left_of_a_recipe_and_its_bases(tmp_path: Path) ->
     objective, member = "objectives = { forward_kl = { weight = 1.0 } }", "members = { teacher = 2.0 }"
     write(tmp_path, f'name = "x"\n[data]\n[distill]\n{objective}\n[targets]\n{member}\n', "base.toml")
     objective, member = "objectives = { rrd = { weight = 0.05 } }", "members = { control-text = 1.0 }"
-    text = f'base = "base.toml"\n[distill]\nlabel_weight = 0.2\n{objective}\n[regularisers.fgm]\n[targets]\n{member}\n'
+    text = (
+        f'base = "base.toml"\n[distill]\nlabel_weight = 0.2\n{objective}\n[regularisers.text_alignment]\n[targets]\n{member}\n'
+    )
     own = write(tmp_path, text)
     assert load_recipe(Recipe, own).lesson == (
-        "taught by teacher 2, control-text 1; learns label 0.2, forward_kl 1, rrd 0.05; beside it fgm 0.1"
+        "taught by teacher 2, control-text 1; learns label 0.2, forward_kl 1, rrd 0.05; beside it text_alignment 0.1"
     )
-    fewer = ["distill.objectives.forward_kl.weight=0.0", "targets.members.teacher=0.0", "regularisers.fgm.weight=0.0"]
+    fewer = [
+        "distill.objectives.forward_kl.weight=0.0",
+        "targets.members.teacher=0.0",
+        "regularisers.text_alignment.weight=0.0",
+    ]
     assert load_recipe(Recipe, own, fewer).lesson == "taught by control-text 1; learns label 0.2, rrd 0.05"
 
 
@@ -217,12 +223,17 @@ def test_two_recipes_that_train_the_same_say_the_same_of_it(tmp_path: Path) -> N
     same = {
         "distill.objectives={forward_kl = {}}",
         "distill.objectives={forward_kl = {weight = 1.0}, rrd = {weight = 0.0}}",
-        "regularisers={fgm = {weight = 0.0, epsilon = 0.2}}",
+        "regularisers={text_alignment = {weight = 0.0, temperature = 0.2}}",
         "targets.members={teacher = 1.0, control-text = 0.0}",
         "export.k=20",
     }
     assert {of(key) for key in same} == {of()}
-    others = ["distill.objectives={rrd = {}}", "regularisers={fgm = {}}", "targets.members={teacher = 2.0}", "ease.l2=1.0"]
+    others = [
+        "distill.objectives={rrd = {}}",
+        "regularisers={text_alignment = {}}",
+        "targets.members={teacher = 2.0}",
+        "ease.l2=1.0",
+    ]
     assert len({of(), *map(of, others)}) == 1 + len(others)
     assert load_recipe(Recipe, path, others).distill.objectives["rrd"] == {
         "weight": 0.05,

@@ -77,7 +77,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     keys += ["targets.members={teacher = 2.0, control-text = 1.0, view-short = 1.0, ease-text = 0.5}"]
     keys += ["views.short.max_tokens=2", "ease.l2=20.0"]
     keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
-    keys += ["regularisers={fgm = {weight = 0.1}, text_alignment = {}}"]
+    keys += ["regularisers={history_contrast = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
     keys += ["distill.follow_audit=true", "distill.dropout=0.3"]
     trained_with = list[float]()
@@ -113,11 +113,15 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert {name: audit.manifest["inputs"][f"member {name}"] for name in digest} == digest
     assert load(runs / "seed-0" / "student").manifest["inputs"]["audit"] == audit.digest
     terms = {arm: set(kept_history(load(runs / "seed-0" / arm))[0]) for arm in ("control-id", "control-text", "student")}
-    known = {"epoch", "validation_ndcg_at_10", "loss", "label", "fgm"}
+    known = {"epoch", "validation_ndcg_at_10", "loss", "label", "history_contrast"}
     assert terms["control-id"] == known and terms["control-text"] == known | {"text_alignment"}
     assert terms["student"] == terms["control-text"] | {"forward_kl", "hidden", "minilm"}
     assert json.loads((runs / "targets" / "index.json").read_text())["states"] == ["hidden", "query", "key", "value"]
-    assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["fgm"] == {"weight": 0.1, "epsilon": 0.5}
+    assert load(runs / "seed-0" / "control-id").recipe["regularisers"]["text_alignment"] == {
+        "weight": 0.1,
+        "temperature": 0.1,
+        "same_text": 0.99,
+    }
     assert sorted(trained_with) == [0.1] * 6 + [0.3] * 4, "of both seeds' control-id, control-text and view, and of the taught"
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
     assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 12  # five arms and the teacher, twice

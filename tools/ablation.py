@@ -102,7 +102,7 @@ VARIANTS = {
     **{f"control-text, dropout {p}": Variant("control-text", (f"student.dropout={p}",)) for p in (0.2, 0.4)},
     **{
         f"control-text, {name}": Variant("control-text", (f"regularisers={{{name} = {{}}}}",))
-        for name in ("fgm", "history_contrast", "text_alignment")
+        for name in ("history_contrast", "text_alignment")
     },
     "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
     "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from distill.regularisers.base import Regulariser
 
 METHODS = {
-    "fgm": "distill.regularisers.fgm:AdversarialItems",
     "history_contrast": "distill.regularisers.history_contrast:HistoryContrast",
     "text_alignment": "distill.regularisers.text_alignment:TextAlignment",
 }

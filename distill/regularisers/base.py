@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from distill.catalogue_loss import cross_entropy
 from distill.regularisers.config import RegulariserOptions
 from recommender.student import Student
 
@@ -26,11 +25,6 @@ class Step:
     history_BL: Tensor
     label_BL: Tensor
     user_B: Tensor  # whose history it is
-
-    def cross_entropy(self, hidden_BLD: Tensor) -> Tensor:
-        """Of the next items, over the whole catalogue, given hidden states."""
-        keep_BL = self.label_BL > 0
-        return cross_entropy(hidden_BLD[keep_BL], self.table_ID[1:], self.label_BL[keep_BL] - 1)
 
 
 class Regulariser(Generic[Options]):

@@ -13,12 +13,6 @@ class RegulariserOptions(Section):
     weight: float = Field(default=0.1, ge=0, description="factor of its loss; 0 = left out")
 
 
-class FgmOptions(RegulariserOptions):
-    """Of `fgm`."""
-
-    epsilon: float = Field(default=0.5, gt=0, description="length of a history's perturbation, in lengths of an item vector")
-
-
 class HistoryContrastOptions(RegulariserOptions):
     """Of `history_contrast`."""
 
@@ -36,7 +30,6 @@ class TextAlignmentOptions(RegulariserOptions):
 
 
 OPTIONS: dict[str, type[RegulariserOptions]] = {
-    "fgm": FgmOptions,
     "history_contrast": HistoryContrastOptions,
     "text_alignment": TextAlignmentOptions,
 }

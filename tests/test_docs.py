@@ -97,6 +97,16 @@ def test_games_is_told_as_it_was_measured(line: str) -> None:
     assert line in flat(ROOT / "README.md")
 
 
+def of_ablation() -> Iterator[str]:
+    for name, row in result("ablation-amazon18-games.json")["rows"].items():
+        yield f"| {name} | {' | '.join(percent(row[part]['over_control_text']) for part in ('validation', 'test'))} |"
+
+
+@pytest.mark.parametrize("line", of_ablation())
+def test_the_ablation_of_games_is_told_as_it_was_measured(line: str) -> None:
+    assert line in flat(RESULTS / "README.md")
+
+
 def of_gate() -> Iterator[str]:
     ledger = result("gate.json")
     tight = ledger["aa_tight"]

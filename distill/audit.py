@@ -100,20 +100,17 @@ def tell(audit: Artifact) -> None:
     """Say what was found: overall and by slice, against each of the others."""
     told = read_json(audit.file(AUDIT))
     judged = {who: told[who]["validation_ndcg_at_10"] for who in ("teacher", "ensemble") if told.get(who)}
-    shown = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in (judged | told["others"]).items())
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in (judged | told["others"]).items())
     console.say(f"audit: validation NDCG@10: {shown}")
     for who in ("teacher", "ensemble"):
         if not (found := told.get(who)):
             continue
         for name, by_slice in found["over"].items():
             if overall := by_slice["all"]:
-                console.say(
-                    f"audit: {who} over {name}: NDCG@10 {_shown(overall)} ({_verdict(overall) or 'no difference shown'})"
-                )
+                console.say(f"audit: {who} over {name}: NDCG@10 {_shown(overall)}")
             sliced = {label: own for label, own in by_slice.items() if label != "all" and own}
             if sliced:
-                parts = (f"{label} {_shown(own)}{f' ({_verdict(own)})' * bool(_verdict(own))}" for label, own in sliced.items())
-                console.say(f"audit:   in {', '.join(parts)}")
+                console.say(f"audit:   in {', '.join(f'{label} {_shown(own)}' for label, own in sliced.items())}")
         shared = ", ".join(f"{share:.0%} with {name}" for name, share in found[f"overlap_at_{EVALUATION_K}"].items())
         console.say(f"audit: of the {who}'s top {EVALUATION_K} it shares {shared}")
         ece, better, temperature = (found["calibration"][name] for name in ("ece", "ece_at_temperature", "temperature"))
@@ -132,7 +129,7 @@ def _verdict(difference: Mapping[str, Any]) -> str:
 
 def _shown(difference: Mapping[str, Any]) -> str:
     low, high = _interval(difference)
-    return f"{difference['relative']:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"{difference['relative']:+.1%} [{low:+.1%}, {high:+.1%}] ({_verdict(difference) or 'no difference shown'})"
 
 
 @opens

@@ -243,6 +243,11 @@ def test_two_recipes_that_train_the_same_say_the_same_of_it(tmp_path: Path) -> N
     }
 
 
+def test_a_view_that_teaches_nobody_is_known(tmp_path: Path) -> None:
+    text = 'name = "x"\n[data]\n[views.a]\nlayers = [8]\n[views.b]\nlayers = [4]\n[targets]\nmembers = { view-b = 1.0 }\n'
+    assert load_recipe(Recipe, write(tmp_path, text)).idle_views == ["a"]
+
+
 def test_circular_base(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="circle"):
         load_recipe(Recipe, write(tmp_path, 'base = "r.toml"\nname = "x"\n[data]\n'))

@@ -101,8 +101,10 @@ def _check_parquet(path: Path) -> None:
     raise ContentError(f"{path} is not a readable Parquet file ({first_line(said)})")
 
 
+# With one thread: several that lack memory at once write their last words into each other's.
 _TRY_PARQUET = """
-import json, resource, sys
+import json, os, resource, sys
+os.environ["POLARS_MAX_THREADS"] = "1"
 import polars as pl
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), resource.getrlimit(resource.RLIMIT_AS)[1]))
 try:

@@ -19,7 +19,11 @@ from recommender.slices import slices
 from recommender.split import Sequences
 
 CONTROLS = ("control-id", "control-text", "control-tuned", "control-ensemble-kd")
-_LINEAR = (("ease", "control-id"), ("ease-text", "control-text"), ("ease-text", "ease"))  # and what each is held against
+_LINEAR = (  # and what each is held against
+    ("ease", "control-id"),
+    *((text, other) for text in ("ease-text", "ease-words") for other in ("control-text", "ease")),
+    ("ease-text", "ease-words"),
+)
 _STAGE_BEFORE = {
     "control-text": "control-id",
     "control-ensemble-kd": "control-text",
@@ -47,7 +51,7 @@ def comparisons(ranks: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """Every variant with the stage before it, teacher and student with all they must beat, what is served with the teacher."""
     known = list(names)
-    beaten = (*CONTROLS, "ease", "ease-text")
+    beaten = (*CONTROLS, "ease", "ease-text", "ease-words")
     to_controls = [*_LINEAR, *((taught, other) for taught in ("teacher", "student") for other in beaten)]
     before = [(name, stage) for name in known if (stage := stage_before(name))]
     served = [(name, "teacher") for name in known if name.startswith("student")]

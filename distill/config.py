@@ -15,8 +15,8 @@ from foundation.recipe import Section, check_options
 from recommender.config import ITEM_FIELDS, OptimSection
 
 VIEW = "view-"  # begins the name of an arm of a view
-EASE, EASE_TEXT = "ease", "ease-text"
-_WHO = ("teacher", "control-text", "control-id", "control-tuned", "item-encoder", EASE, EASE_TEXT)
+LINEAR = EASE, EASE_TEXT, EASE_WORDS = "ease", "ease-text", "ease-words"
+_WHO = ("teacher", "control-text", "control-id", "control-tuned", "item-encoder", *LINEAR)
 _MEMBERS = f"{', '.join(_WHO)}, and {VIEW}NAME of the section views"
 
 
@@ -100,10 +100,13 @@ class ItemEncoderSection(Section):
 
 
 class EaseSection(Section):
-    """The linear model (`distill/ease.py`) for members of targets: `ease` by interactions alone, `ease-text` by text too."""
+    """The linear model (`distill/ease.py`) for members of targets: `ease` by interactions alone; also by item texts, as the LLM
+    reads them, `ease-text`, or by their words, `ease-words`."""
 
     l2: float = Field(default=100.0, gt=0, description="regularisation, in users")
-    text_weight: float = Field(default=30.0, gt=0, description="of `ease-text`: for how many users a dimension of text counts")
+    text_weight: float = Field(
+        default=30.0, gt=0, description="of `ease-text`, `ease-words`: for how many users a dimension of text counts"
+    )
     recency: float | None = Field(
         default=None, gt=0, description="an item of a history counts e^(-a / recency), a items after it; left out: all alike"
     )
@@ -120,8 +123,8 @@ class TargetsSection(Section):
     members: dict[MemberName, Annotated[float, Field(ge=0)]] = Field(
         default={"teacher": 1.0},
         description="whose log-probabilities are averaged, and with which weights; 0 = left out. `view-NAME`: as control-text, "
-        "of the view's text; `ease`, `ease-text`: a linear model, one for all seeds, whose scores, most of them below .1, are "
-        "added times their weight (50 on Amazon Games, with a recency of 5; 6 on ml-100k, with 20)",
+        "of the view's text; `ease`, `ease-text`, `ease-words`: a linear model, one for all seeds, whose scores, most of "
+        "them below .1, are added times their weight (50 on Amazon Games, with a recency of 5; 6 on ml-100k, with 20)",
     )
     seeds: Literal["own", "all"] = Field(
         default="own", description="own: the members of the student's seed; all: those of every seed of the recipe"
@@ -159,8 +162,8 @@ class DistillSection(Section):
 
     ensemble_control: bool = Field(
         default=False,
-        description="train control-ensemble-kd as well: taught by the averaged control-text seeds, and by `ease` where that or "
-        "`ease-text` teaches the student; no LLM",
+        description="train control-ensemble-kd as well: taught by the averaged control-text seeds, and by `ease` where that, "
+        "`ease-text` or `ease-words` teaches the student; no LLM",
     )
     follow_audit: bool = Field(
         default=False,

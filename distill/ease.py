@@ -1,11 +1,12 @@
-"""Stage: EASE, a linear recommender in closed form, as one of those who teach; by interactions alone, or by item text as well.
+"""Stage: EASE, a linear recommender in closed form, as one of those who teach; by interactions alone, or by item texts as well.
 
     score(history) = sum over its items i of w_i B_i,   B = I - P diag(1 / diag P),   P = (X'X + a Z Z' + l I)^-1
 
 X holds users by items, 1 where a training part has the item; B has the least squared error |X - X B|^2 + l |B|^2 with a zero
 diagonal (Steck, 2019: EASE). Z holds items by dimensions of their text vectors, each item's of length 1: with it every
 dimension counts as one more user, a times over (Jeunen, Van Balen and Goethals, 2020: collective EASE), so that an item of
-few interactions is known by those that the LLM finds alike. They are the pretrained LLM's vectors of `[text]`, best whitened.
+few interactions is known by those whose texts are alike: to the pretrained LLM (`ease-text`: the vectors of `[text]`, best
+whitened), or in their words (`ease-words`: `distill/words.py`).
 
 It is fitted without regard to order. When it scores, an item with n items after it counts w = e^{-n / recency}, as in
 session-aware linear models (Choi et al., 2021: SLIST, delta_pos); without a recency all count 1.

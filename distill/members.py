@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config import EASE, EASE_TEXT
+from distill.config import LINEAR
 from distill.device import autocast, compute_dtype, device
 from distill.ease import Ease, load_ease
 from distill.teacher import Teacher, load_teacher
@@ -38,7 +38,7 @@ class Member(Protocol):
 
 def open_member(artifact: Artifact) -> Member:
     """The teacher, the linear model or the arm of an artefact."""
-    if artifact.kind in (EASE, EASE_TEXT):
+    if artifact.kind in LINEAR:
         return load_ease(artifact)
     return TeacherMember(load_teacher(artifact)) if artifact.kind == "teacher" else StudentMember(load_student(artifact))
 

@@ -4,7 +4,7 @@
     RUNS/DATASET/data, popularity, item-knn, text, text-encoder, targets (of all seeds), targets-control-ensemble-kd
     RUNS/DATASET/seed-S/control-id, control-text, control-ensemble-kd, teacher, audit, targets, student
     RUNS/DATASET/view-NAME, seed-S/view-NAME      where a view of the recipe teaches: its item text and its arm
-    RUNS/DATASET/ease, ease-text                  where a linear model teaches
+    RUNS/DATASET/ease, ease-text, ease-words      where a linear model teaches
     RUNS/DATASET/seed-S/item-encoder, text-tuned, control-tuned          where the recipe tunes an item encoder
     RUNS/DATASET/seed-S/onnx/ARM, student-int8, student-int4, teacher-int8, teacher-nf4, student-trt,
                                                   student-openvino, student-triton
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import EASE, EASE_TEXT, VIEW
+from distill.config import EASE, EASE_TEXT, EASE_WORDS, LINEAR, VIEW
 from foundation import console
 from foundation.artifact import Artifact, Draft, Unavailable, make
 from foundation.failure import first_line
@@ -58,7 +58,7 @@ def targets_section(recipe: Recipe, arm: str) -> TargetsSection:
     """Who teaches `arm`: the recipe's members, or, without the LLM, the seeds of control-text (and `ease`)."""
     if arm != ENSEMBLE:
         return recipe.targets
-    linear = sum(weight for who, weight in recipe.targets.members.items() if who in (EASE, EASE_TEXT))
+    linear = sum(weight for who, weight in recipe.targets.members.items() if who in LINEAR)
     members = {"control-text": 1.0} | ({EASE: linear} if linear else {})
     return recipe.targets.model_copy(update={"members": members, "seeds": "all"})
 
@@ -231,7 +231,7 @@ class Pipeline:
         """The linear models that teach an arm of the recipe."""
         arms = ("student", *([ENSEMBLE] if self.recipe.distill.ensemble_control else []))
         who = {who for arm in arms for who in targets_section(self.recipe, arm).members}
-        return [name for name in (EASE, EASE_TEXT) if name in who]
+        return [name for name in LINEAR if name in who]
 
     @property
     def controls(self) -> list[str]:
@@ -261,19 +261,25 @@ class Pipeline:
         return self._make(out, "targets", recipe, inputs, build, None if shared else seed)
 
     def ease(self, name: str) -> Artifact:
-        """The linear model, `ease` or, by item text as well, `ease-text`."""
+        """The linear model, `ease`, or, by item texts as well, `ease-text` and `ease-words`."""
         from distill.ease import build_ease
-        from distill.text import load_text
+        from distill.text import load_text, prompts_of
+        from distill.words import word_vectors
+        from recommender.data import load_dataset
 
-        section, length = self.recipe.ease, self.recipe.student.max_length
+        section, text, length = self.recipe.ease, self.recipe.text, self.recipe.student.max_length
         inputs = {"data": self.data} | ({"text": self.text} if name == EASE_TEXT else {})
 
         def build(draft: Draft) -> None:
-            text_IZ = load_text(inputs["text"])[1] if "text" in inputs else None
+            text_IZ = load_text(inputs["text"])[1] if name == EASE_TEXT else None
+            if name == EASE_WORDS:
+                text_IZ = word_vectors(prompts_of(load_dataset(self.data).items, text), text.student_dims)
             build_ease(self.sequences, section, length, draft, text_IZ)
 
-        options = section.model_dump(mode="json", exclude=None if "text" in inputs else {"text_weight"}, exclude_none=True)
+        options = section.model_dump(mode="json", exclude={"text_weight"} if name == EASE else None, exclude_none=True)
         recipe = {"ease": options, "max_length": length, **self._sections("num_threads")}
+        if name == EASE_WORDS:
+            recipe["text"] = text.model_dump(mode="json", include={"prompt", "student_dims"})
         return self._make(self.folder / name, name, recipe, inputs, build)
 
     def members(self, section: TargetsSection, seed: int) -> dict[str, tuple[float, Artifact]]:
@@ -281,7 +287,7 @@ class Pipeline:
         special = {"teacher": self.teacher, ITEM_ENCODER: self.item_encoder}
         seeds, found = self.recipe.seeds if section.seeds == "all" else [seed], dict[str, tuple[float, Artifact]]()
         for who, weight in section.members.items():
-            if who in (EASE, EASE_TEXT):  # one for all seeds
+            if who in LINEAR:  # one for all seeds
                 found[who] = weight, self.ease(who)
             else:
                 found |= {f"{who}-{own}": (weight, special.get(who, partial(self.arm, who))(own)) for own in seeds}

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from benchmark.config import BenchmarkSection
 from benchmark.gate.config import GateSection
 from distill.config import (
-    EASE,
-    EASE_TEXT,
+    LINEAR,
     VIEW,
     DistillSection,
     EaseSection,
@@ -112,7 +111,7 @@ class Recipe(Section):
                 "text.layers",
             )
         needed = states_needed(self.distill.objectives)
-        if needed and members[0] in (EASE, EASE_TEXT):
+        if needed and members[0] in LINEAR:
             raise Contradiction(
                 f"an objective learns from states ({', '.join(needed)}) of the first of targets.members, and {members[0]} has "
                 "none; name another one first",

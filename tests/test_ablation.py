@@ -130,9 +130,9 @@ def test_a_row_of_several_seeds_is_their_mean(tmp_path: Path) -> None:
     words = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--users", "50", "--runs", str(runs), "--out", str(out)]
     for key in (f"teacher.llm={llm}", "num_threads=1", "teacher.optim.epochs=1", "student.optim.epochs=1", "seeds=[0,1]"):
         words += ["--set", key]
-    ablation.main([*words, "--jobs", "2", "--only", "taught by a reader of texts"])
+    ablation.main([*words, "--jobs", "2", "--only", "taught by a reader of texts", ablation.OBJECTIVE])
     rows = json.loads(out.read_text())["rows"]
-    assert set(rows) == {"teacher reads texts", "taught by a reader of texts"}
+    assert set(rows) == {"teacher reads texts", "taught by a reader of texts", ablation.OBJECTIVE}
     for name, row in rows.items():
         folders = [next(runs.glob(f"*/{name.replace(' ', '-')}/seed-{seed}/{row['arm']}")) for seed in (0, 1)]
         arms = [load(folder) for folder in folders]
@@ -140,6 +140,11 @@ def test_a_row_of_several_seeds_is_their_mean(tmp_path: Path) -> None:
         assert arms[0].digest != arms[1].digest
         for part in ("validation", "test"):
             assert row[part]["ndcg_at_10"] == pytest.approx(np.mean([arm.metrics[part]["ndcg_at_10"] for arm in arms]))
+            if name == ablation.OBJECTIVE:
+                assert "over_forward_kl" not in row[part]
+            else:
+                other = rows[ablation.OBJECTIVE][part]["ndcg_at_10"]
+                assert row[part]["over_forward_kl"]["relative"] == pytest.approx(row[part]["ndcg_at_10"] / other - 1)
     for start in runs.glob("*/teacher-reads-texts/seed-*/teacher/manifest.json"):
         seed = start.parts[-3]
         assert start.samefile(next(runs.glob(f"*/taught-by-a-reader-of-texts/{seed}/teacher/manifest.json")))

@@ -320,14 +320,15 @@ def test_comparisons_pair_users_and_seeds() -> None:
 
 def test_every_variant_is_compared_with_the_stage_before_and_what_is_served_with_the_teacher() -> None:
     rank_SU = np.random.default_rng(0).integers(0, 5, (1, 200))
-    names = ("popularity", "control-id", "control-text", "control-tuned", "ease", "ease-text")
+    names = ("popularity", "control-id", "control-text", "control-tuned", "ease", "ease-text", "ease-words")
     names += ("teacher", "teacher-nf4", "student", "student-new")
     told = list(comparisons(dict.fromkeys(names, rank_SU)))
     assert told == [
         "control-text over control-id",
         "control-tuned over control-text",
         *("ease over control-id", "ease-text over control-text", "ease-text over ease"),
-        *(f"{taught} over {other}" for taught in ("teacher", "student") for other in names[1:6]),
+        *("ease-words over control-text", "ease-words over ease", "ease-text over ease-words"),
+        *(f"{taught} over {other}" for taught in ("teacher", "student") for other in names[1:7]),
         "teacher-nf4 over teacher",
         "student over teacher",
         "student-new over student",

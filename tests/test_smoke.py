@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from distill.ease import load_ease
 from distill.evaluation import kept_history
 from foundation.artifact import load
 from quantize.methods import SERVED_METHODS
@@ -70,11 +71,12 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The LLM, control-text and a view, of both seeds, and EASE by text teach the student; the control, what has no LLM."""
+    """The LLM, control-text and a view, of both seeds, EASE by text and by words teach the student; the control, what has no LLM."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
-    keys += ["targets.members={teacher = 2.0, control-text = 1.0, view-short = 1.0, ease-text = 0.5}"]
+    members = "teacher = 2.0, control-text = 1.0, view-short = 1.0, ease-text = 0.5, ease-words = 0.25"
+    keys += [f"targets.members={{{members}}}"]
     keys += ["views.short.max_tokens=2", "ease.l2=20.0"]
     keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={history_contrast = {weight = 0.1}, text_alignment = {}}"]
@@ -89,7 +91,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch.setattr("distill.train_student.Student", student)
     options += ["--tensorboard", str(tmp_path / "events")]
     found = run(["distill", *options, *(word for key in keys for word in ("--set", key))], capsys)
-    assert {"control-ensemble-kd", "student", "ease", "ease-text"} < set(found["rows"])
+    assert {"control-ensemble-kd", "student", "ease", "ease-text", "ease-words"} < set(found["rows"])
     assert {"student over control-ensemble-kd", "control-ensemble-kd over control-text"} < set(found["comparisons"])
     runs = tmp_path / "runs" / "chain"
     digest = {
@@ -97,8 +99,8 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         for arm in ("teacher", "control-text", "view-short")
         for seed in (0, 1)
     }
-    ease, by_text = load(runs / "ease"), load(runs / "ease-text")
-    digest["ease-text"] = by_text.digest
+    ease, by_text, by_words = (load(runs / name) for name in ("ease", "ease-text", "ease-words"))
+    digest |= {"ease-text": by_text.digest, "ease-words": by_words.digest}
     view, text = load(runs / "view-short"), load(runs / "text")
     assert view.recipe["text"] == text.recipe["text"] | {"max_tokens": 2}
     assert load(runs / "seed-1" / "view-short").manifest["inputs"]["text"] == view.digest != text.digest
@@ -107,8 +109,11 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1", "ease"}
     assert control["ease"] == ease.digest and set(ease.manifest["inputs"]) == {"data"}
     assert by_text.manifest["inputs"]["text"] == text.digest
+    assert set(by_words.manifest["inputs"]) == {"data"} and set(by_words.recipe["text"]) == {"prompt", "student_dims"}
+    weight_II, words_II, text_II = (load_ease(one).weight_II for one in (ease, by_words, by_text))
+    assert (words_II - weight_II).abs().max() > 1e-3 < (words_II - text_II).abs().max()
     members = load(runs / "targets-control-ensemble-kd").recipe["targets"]["members"]
-    assert members == {"control-text": 1.0, "ease": 0.5}
+    assert members == {"control-text": 1.0, "ease": 0.75}
     audit = load(runs / "seed-0" / "audit")
     assert {name: audit.manifest["inputs"][f"member {name}"] for name in digest} == digest
     assert load(runs / "seed-0" / "student").manifest["inputs"]["audit"] == audit.digest

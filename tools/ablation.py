@@ -6,8 +6,9 @@ The recipe's chain is made once, for seed 0 (others by `--set seeds=[0,1,2]`): i
 variant of VARIANTS starts at its artefacts, changes the keys that its row names, and has its arm trained anew, at most
 `--jobs` at a time.
 Written to docs/results/ablation-DATASET.json after every variant: NDCG@10 of the kept epoch over the sampled users with its
-interval and its paired difference to control-text, on validation and on test, each user's mean over seeds. What was
-interrupted, or failed, is gone on from by the same command; what is there already is neither made nor dated anew.
+interval and its paired difference to control-text, on validation and on test, each user's mean over seeds; at the end also to
+the variant forward_kl, of those whose artefacts are there. What was interrupted, or failed, is gone on from by the same
+command; what is there already is neither made nor dated anew.
 
 (To compare finished runs of whole recipes, over all seeds: the phase `ablation` of tools/distill_figures.py.)
 """
@@ -34,9 +35,9 @@ import polars as pl
 
 from benchmark.accuracy import beside
 from benchmark.environment import environment
-from distill.config import EASE, EASE_TEXT
+from distill.config import EASE_TEXT, LINEAR
 from distill.evaluation import kept_history, kept_ranks
-from foundation.artifact import Artifact, load, lock, sha256_file, write_atomically
+from foundation.artifact import MANIFEST, Artifact, load, lock, sha256_file, write_atomically
 from foundation.recipe import load_recipe
 from recdistill.parallel import Task, distill_tasks, make_side_by_side
 from recdistill.pipeline import Pipeline
@@ -61,11 +62,10 @@ def _objectives(*names: str) -> str:
 
 
 def _members(*names: str) -> str:
-    weights = {name: _WEIGHT if name in _LINEAR else 1.0 for name in names}
+    weights = {name: _WEIGHT if name in LINEAR else 1.0 for name in names}
     return f"targets.members={{{', '.join(f'{name} = {weight}' for name, weight in weights.items())}}}"
 
 
-_LINEAR = (EASE, EASE_TEXT)
 _WEIGHT = "WEIGHT"  # of a linear model: what the recipe gives to one, or 50
 
 
@@ -94,7 +94,7 @@ VARIANTS = {
     "taught by the teacher": Variant("student", (_members("teacher"),), start="teacher"),
     "taught by the teacher and control-text": Variant("student", (_members("teacher", "control-text"),), start="teacher"),
     "taught by all three": Variant("student", (_members("teacher", "control-text", EASE_TEXT),), start="teacher"),
-    **{f"taught by control-text and {name}": Variant("student", (_members("control-text", name),)) for name in _LINEAR},
+    **{f"taught by control-text and {name}": Variant("student", (_members("control-text", name),)) for name in LINEAR},
     "taught by control-text and ease-text, all items alike": Variant(
         "student", (_members("control-text", EASE_TEXT), "ease.recency=1e9")
     ),
@@ -146,7 +146,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     tasks = dict[str, list[Task]]()  # of each variant, one a seed
     for name in _starts_first(arguments.only):
         variant = VARIANTS[name]
-        pipeline = _pipeline(arguments, ledger.runs, name.replace(" ", "-").replace(",", ""), variant.keys)
+        pipeline = _pipeline(arguments, ledger.runs, _folder(name), variant.keys)
         tasks[name] = [
             Task(pipeline, *_of_arm(variant.arm, seed), after=tuple(tasks.get(variant.start, [])))
             for seed in pipeline.recipe.seeds
@@ -166,6 +166,11 @@ def _ablate(arguments: argparse.Namespace) -> None:
                 judged.append(judge.submit(ledger.judge, name, _of_seeds(task.pipeline, VARIANTS[name].arm), controls))
     for row in judged:
         row.result()
+    ledger.compare(chain.recipe.seeds)
+
+
+def _folder(variant: str) -> str:
+    return variant.replace(" ", "-").replace(",", "")
 
 
 def _of_arm(arm: str, seed: int) -> tuple[str, tuple[str | int, ...]]:
@@ -204,7 +209,7 @@ def _pipeline(arguments: argparse.Namespace, runs: Path, name: str, keys: tuple[
 def _weighed(arguments: argparse.Namespace, keys: Iterable[str]) -> list[str]:
     """What a variant changes, with the weight of linear models as the recipe has it."""
     members = load_recipe(Recipe, arguments.recipe, ["name=any", *ALONE, *arguments.set]).targets.members
-    weight = max(members.get(name, 0.0) for name in _LINEAR) or 50.0
+    weight = max(members.get(name, 0.0) for name in LINEAR) or 50.0
     return [key.replace(_WEIGHT, str(weight)) for key in keys]
 
 
@@ -267,6 +272,21 @@ class Ledger:
             found["rows"][name] = row
             write_atomically(self.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
         print(f"{name}: {row['validation']['ndcg_at_10']:.5f}")
+
+    def compare(self, seeds: list[int]) -> None:
+        """Add to every row whose artefacts are still there its paired difference to OBJECTIVE's."""
+        with lock(self.out.with_name(f".{self.out.name}.lock")):
+            found, ranks = self._read(), dict[str, dict[str, np.ndarray]]()
+            for name, row in found["rows"].items():
+                paths = [self.runs / _folder(name) / f"seed-{seed}" / row["arm"] for seed in seeds]
+                made = [load(path) for path in paths if (path / MANIFEST).exists()]
+                if _digests(made) == row["artifact"]:
+                    ranks[name] = {part: np.stack([kept_ranks(one, part) for one in made]) for part in ("validation", "test")}
+            first = ranks.pop(OBJECTIVE, {})
+            for name, own in ranks.items():
+                for part, rank_SU in first.items():
+                    found["rows"][name][part] |= beside(own[part], rank_SU, OBJECTIVE)
+            write_atomically(self.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
         found = json.loads(self.out.read_text()) if self.out.exists() else self.about | {"rows": {}}

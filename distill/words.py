@@ -18,7 +18,7 @@ def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     try:
         weight_IV = words.fit_transform(prompts)
     except ValueError:  # there are none
@@ -29,4 +29,4 @@ def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
     vectors_IZ -= vectors_IZ.mean(axis=0)
     std_Z = vectors_IZ.std(axis=0)
     vectors_IZ /= np.maximum(std_Z, LEAST_DEVIATION * std_Z.max()) + 1e-6
-    return np.concatenate([np.zeros_like(vectors_IZ[:1]), vectors_IZ])
+    return np.concatenate([np.zeros_like(vectors_IZ[:1]), vectors_IZ]).astype(np.float32)

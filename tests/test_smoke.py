@@ -71,7 +71,7 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The LLM, control-text and a view, of both seeds, EASE by text and by words teach the student; the control, what has no LLM."""
+    """LLM, control-text, a view (both seeds), EASE by text and by words teach the student; the control, who has no LLM."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]

@@ -35,7 +35,7 @@ import polars as pl
 
 from benchmark.accuracy import beside
 from benchmark.environment import environment
-from distill.config import EASE_TEXT, LINEAR
+from distill.config import EASE_TEXT, EASE_WORDS, LINEAR
 from distill.evaluation import kept_history, kept_ranks
 from foundation.artifact import MANIFEST, Artifact, load, lock, sha256_file, write_atomically
 from foundation.recipe import load_recipe
@@ -95,6 +95,7 @@ VARIANTS = {
     "taught by the teacher and control-text": Variant("student", (_members("teacher", "control-text"),), start="teacher"),
     "taught by all three": Variant("student", (_members("teacher", "control-text", EASE_TEXT),), start="teacher"),
     **{f"taught by control-text and {name}": Variant("student", (_members("control-text", name),)) for name in LINEAR},
+    "taught by control-text, ease-text and ease-words": Variant("student", (_members("control-text", EASE_TEXT, EASE_WORDS),)),
     "taught by control-text and ease-text, all items alike": Variant(
         "student", (_members("control-text", EASE_TEXT), "ease.recency=1e9")
     ),

@@ -14,7 +14,8 @@ from distill.text import LEAST_DEVIATION
 
 
 def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
-    """Of each item's text, float32[I + 1, Z]; Z = `dims` or as many as there are; row 0 is padding and zero."""
+    """Of each item's text, float32[I + 1, Z]; Z = `dims` or as many as there are. Row 0 is padding and zero, as is an item that
+    shares no word with another."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -29,4 +30,5 @@ def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
     vectors_IZ -= vectors_IZ.mean(axis=0)
     std_Z = vectors_IZ.std(axis=0)
     vectors_IZ /= np.maximum(std_Z, LEAST_DEVIATION * std_Z.max()) + 1e-6
+    vectors_IZ[np.asarray(weight_IV.sum(axis=1)).ravel() == 0] = 0
     return np.concatenate([np.zeros_like(vectors_IZ[:1]), vectors_IZ]).astype(np.float32)

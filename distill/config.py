@@ -32,6 +32,12 @@ MemberName = Annotated[str, AfterValidator(_known_member)]
 class TextSection(Section):
     """Item text vectors by the LLM: mean over the prompt's tokens of hidden states; principal components for the student."""
 
+    encoder: Literal["llm", "words"] = Field(
+        default="llm",
+        exclude_if=lambda encoder: encoder == "llm",  # what was made before there was a choice is still that
+        description="`words`: TF-IDF of the prompt's words, with no LLM (`distill/words.py`); of views alone, since texts of "
+        "new items and queries are read by the LLM",
+    )
     prompt: str = Field(
         default="{title} ({year}). {categories}. {text}", description="fields of items.parquet; empty ones vanish"
     )

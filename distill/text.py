@@ -21,13 +21,13 @@ from distill.config import TextSection
 from distill.device import compute_dtype, device
 from distill.llm import load_tokenizer, require_room
 from distill.pooling import load_pooled_body, pooled
+from distill.words import LEAST_DEVIATION, word_vectors
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.prompt import prompt_of
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
-LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less is taken as rounding, and raised no further
 
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
@@ -35,7 +35,12 @@ def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: 
     prompts = prompts_of(items, section)
     if len(set(prompts)) == 1:
         console.say("warning: every item has the same text; control-text and the teacher learn nothing from it")
-    vectors_ID = _encode_resumably(llm, prompts, section, draft.checkpoint)
+    by_words = section.encoder == "words"
+    vectors_ID = (
+        word_vectors(prompts, section.student_dims)[1:]
+        if by_words
+        else _encode_resumably(llm, prompts, section, draft.checkpoint)
+    )
     mean_D, std_D = mean_and_deviation(vectors_ID)
     standard_ID = (vectors_ID - mean_D) / std_D
     projection_DZ = _principal_components(standard_ID, section.student_dims, section.whiten)

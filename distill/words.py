@@ -1,4 +1,5 @@
-"""The words of item texts as vectors, with no LLM: what the LLM's vectors are to be held against (`ease-words`).
+"""The words of item texts as vectors, with no LLM: what the LLM's vectors are to be held against, in a linear model
+(`ease-words`) and in a network (`encoder = "words"` of a view).
 
 TF-IDF of words and of pairs of neighbouring words that two items have, (1 + log tf)(1 + log((1 + I) / (1 + df))), each item's
 of length 1 (Salton and Buckley, 1988), by scikit-learn; then latent semantic analysis (Deerwester et al., 1990): the first Z
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.text import LEAST_DEVIATION
+LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less is taken as rounding, and raised no further
 
 
 def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
@@ -25,7 +26,9 @@ def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
     except ValueError:  # there are none
         weight_IV = np.empty((len(prompts), 0))
     if weight_IV.shape[1] < 2:
-        raise ValueError("hardly a word is in the texts of two items (text.prompt): leave ease-words out of targets.members")
+        raise ValueError(
+            "hardly a word is in the texts of two items (text.prompt): leave out what reads them (ease-words, a view)"
+        )
     vectors_IZ = TruncatedSVD(min(dims, *weight_IV.shape), random_state=0).fit_transform(weight_IV)
     vectors_IZ -= vectors_IZ.mean(axis=0)
     std_Z = vectors_IZ.std(axis=0)

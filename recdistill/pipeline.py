@@ -123,7 +123,8 @@ class Pipeline:
             build_text(llm, load_dataset(self.data).items, section, draft)
 
         recipe = {"text": section.model_dump(mode="json")}
-        return self._make(out, "item-text", recipe, {"data": self.data, "llm": llm}, build, seed)
+        inputs = {"data": self.data} | ({"llm": llm} if section.encoder == "llm" else {})
+        return self._make(out, "item-text", recipe, inputs, build, seed)
 
     def item_encoder(self, seed: int) -> Artifact:
         """The LLM tuned to encode items: an LLM again, and the recommender it was trained in."""

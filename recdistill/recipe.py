@@ -91,6 +91,11 @@ class Recipe(Section):
             )
         for name, own in self.views.items():
             check_options(TextSection, self.text.model_dump() | own, f"views.{name}")
+        if self.text.encoder != "llm":
+            raise Contradiction(
+                f"text.encoder = {self.text.encoder!r} is for views: what reads the texts of new items and queries is the LLM",
+                "text.encoder",
+            )
         members = list(self.targets.members)
         if unknown := [who for who in members if who.startswith(VIEW) and who.removeprefix(VIEW) not in self.views]:
             raise Contradiction(

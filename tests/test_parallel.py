@@ -69,7 +69,7 @@ def without_training(self: Pipeline, out: Path, kind: str, *_: Any) -> Artifact:
         ["targets.seeds=all", "teacher.item_init=random"],
         ["distill.ensemble_control=false", "distill.follow_audit=true"],
         ["targets.members={control-id = 1.0}"],
-        ["views={a = {layers = [1]}, idle = {}}", "targets.members={teacher = 1.0, view-a = 1.0, view-idle = 0.0}"],
+        ["views={a = {encoder = 'words'}, idle = {}}", "targets.members={teacher = 1.0, view-a = 1.0, view-idle = 0.0}"],
         ["targets.members={teacher = 1.0, ease-text = 1.0, ease-words = 1.0}"],
         ["distill.ensemble_control=false", "targets.members={teacher = 1.0, ease = 1.0}"],
         ["item_encoder.init=random"],  # an encoder in both cases

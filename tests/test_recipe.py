@@ -109,6 +109,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             'name = "x"\n[data]\n[views.a]\nlayer = [8]\n',
             r"r.toml:4: unknown recipe key 'views.a.layer'; did you mean 'views.a.layers'",
         ),
+        ('name = "x"\n[data]\n[text]\nencoder = "words"\n', r"r.toml:4: text.encoder = 'words' is for views"),
         ('name = "x"\n[data]\n[views.a]\nlayers = [0]\n', r"r.toml:4: views.a.layers.* from 1 on"),
         (
             'name = "x"\n[data]\n[targets]\nmembers = { ease-text = 1.0, teacher = 1.0 }\n[distill.objectives.hidden]\n',

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
+from distill.config import TextSection
+from distill.text import build_text, load_text
 from distill.words import word_vectors
+from foundation.artifact import make
 
 TITLES = ["Mario Kart", "Mario Kart 64", "Super Mario 64", "Zelda", "Super Zelda Mario", "zelda super", "Kart", "Tetris", ""]
 
@@ -53,5 +59,22 @@ def test_texts_of_the_same_words_are_the_same() -> None:
 
 @pytest.mark.parametrize("prompts", [["", ""], ["one", "two"], ["a", "of it"], ["zelda", "zelda"]])
 def test_texts_that_share_no_words_are_refused(prompts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"hardly a word .* leave ease-words out of targets\.members"):
+    with pytest.raises(ValueError, match=r"hardly a word .* leave out what reads them"):
         word_vectors(prompts, 4)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_view_of_words_is_read_as_one_of_the_llm_and_needs_none(tmp_path: Path, whiten: bool) -> None:
+    titles = ["Mario Kart", "Mario Kart 64", "Super Mario 64", "Zelda", "Super Zelda Mario", "Kart", "Zelda 64"]
+    items = pl.DataFrame({"item_id": titles, "title": titles})
+    section, no_llm = TextSection(encoder="words", prompt="{title}", student_dims=4, whiten=whiten), Any
+    text = make(tmp_path / "x", "item-text", recipe={}, inputs={}, build=lambda d: build_text(no_llm, items, section, d))
+    _, student_IZ = load_text(text)
+    words_IZ = word_vectors(titles, 4)
+    assert student_IZ.shape == (8, 4) and not student_IZ[0].any()
+    if whiten:  # singular vectors of what is not centred are not quite independent; principal components are
+        np.testing.assert_allclose(np.cov(student_IZ[1:].T, bias=True), np.eye(4), atol=0.01)
+        basis_ZZ, *_ = np.linalg.lstsq(words_IZ, student_IZ)
+        np.testing.assert_allclose(words_IZ @ basis_ZZ, student_IZ, atol=1e-3)
+    else:  # rotated
+        np.testing.assert_allclose(student_IZ @ student_IZ.T, words_IZ @ words_IZ.T, atol=0.05)

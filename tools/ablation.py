@@ -71,6 +71,7 @@ _WEIGHT = "WEIGHT"  # of a linear model: what the recipe gives to one, or 50
 
 _OTHERS = ("dllm2rec", "rrd", "rce_kd", "hidden", "minilm")
 _READER, _LAYERS = ("teacher.items=text", "teacher.item_init=random"), ("text.layers=[8, 15]",)
+_WORDS = ("views.words.encoder=words",)
 _TUNED, _LLM = (*_LAYERS, "item_encoder.frozen_layers=8"), _members("teacher", "control-text")
 VARIANTS = {
     "control-id": Variant("control-id"),
@@ -107,6 +108,10 @@ VARIANTS = {
     },
     "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
     "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),
+    "view of words": Variant("view-words", _WORDS),
+    "taught by control-text, view of words and ease-text": Variant(
+        "student", (*_WORDS, _members("control-text", "view-words", EASE_TEXT)), start="view of words"
+    ),
     "control-text, not whitened": Variant("control-text", ("text.whiten=false", "text.student_dims=128")),
     "teacher reads texts": Variant("teacher", _READER),
     "taught by a reader of texts": Variant("student", (*_READER, _LLM), start="teacher reads texts"),

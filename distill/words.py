@@ -15,8 +15,10 @@ LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less 
 
 
 def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
-    """Of each item's text, float32[I + 1, Z]; Z = `dims` or as many as there are. Row 0 is padding and zero, as is an item that
-    shares no word with another."""
+    """Of each item's text, float32[I + 1, Z]; Z = `dims` or as many as there are.
+
+    Row 0 is padding and zero, as is an item that shares no word with another. Raises ValueError where hardly any do.
+    """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 

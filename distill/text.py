@@ -21,13 +21,14 @@ from distill.config import TextSection
 from distill.device import compute_dtype, device
 from distill.llm import load_tokenizer, require_room
 from distill.pooling import load_pooled_body, pooled
-from distill.words import LEAST_DEVIATION, word_vectors
+from distill.words import word_vectors
 from foundation import console
 from foundation.artifact import Artifact, Draft, opens, replace_durably
 from recommender.prompt import prompt_of
 
 VECTORS = "vectors.safetensors"
 _CHUNK_BATCHES = 8
+_LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less is taken as rounding, and raised no further
 
 
 def build_text(llm: Artifact, items: pl.DataFrame, section: TextSection, draft: Draft) -> None:
@@ -132,5 +133,5 @@ def _principal_components(standard_ID: np.ndarray, dims: int, whiten: bool) -> n
     """What takes standardised vectors to their first `dims` principal components, float32[D, Z]."""
     _, singular, components = np.linalg.svd(standard_ID, full_matrices=False)
     std_Z = singular[:dims] / np.sqrt(len(standard_ID))
-    scale_Z = np.maximum(std_Z, LEAST_DEVIATION * std_Z[0]) if whiten else np.sqrt((std_Z**2).mean())
+    scale_Z = np.maximum(std_Z, _LEAST_DEVIATION * std_Z[0]) if whiten else np.sqrt((std_Z**2).mean())
     return np.ascontiguousarray(components[:dims].T / (scale_Z + 1e-6), np.float32)

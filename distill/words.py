@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST_DEVIATION = 1e-2  # of a component over the first one's; what varies less is taken as rounding, and raised no further
-
 
 def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
     """Of each item's text, float32[I + 1, Z]; Z = `dims` or as many as there are.
@@ -33,7 +31,6 @@ def word_vectors(prompts: list[str], dims: int) -> np.ndarray:
         )
     vectors_IZ = TruncatedSVD(min(dims, *weight_IV.shape), random_state=0).fit_transform(weight_IV)
     vectors_IZ -= vectors_IZ.mean(axis=0)
-    std_Z = vectors_IZ.std(axis=0)
-    vectors_IZ /= np.maximum(std_Z, LEAST_DEVIATION * std_Z.max()) + 1e-6
+    vectors_IZ /= vectors_IZ.std(axis=0) + 1e-6  # rounding, of texts with fewer directions than words, is not raised
     vectors_IZ[np.asarray(weight_IV.sum(axis=1)).ravel() == 0] = 0
     return np.concatenate([np.zeros_like(vectors_IZ[:1]), vectors_IZ]).astype(np.float32)

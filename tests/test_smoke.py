@@ -71,13 +71,13 @@ def test_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLM, control-text, a view (both seeds), EASE by text and by words teach the student; the control, who has no LLM."""
+    """LLM, control-text, two views (both seeds), EASE by text and by words teach the student; the control, who has no LLM."""
     data, llm = write_chain_dataset(tmp_path / "chain", num_users=80), write_tiny_llm(tmp_path / "tiny-llm")
     options = ["--recipe", "recipes/smoke.toml", "--data", str(data), "--teacher", str(llm), "--runs", str(tmp_path / "runs")]
     keys = ["seeds=[0, 1]", "distill.ensemble_control=true", "targets.seeds=all"]
-    members = "teacher = 2.0, control-text = 1.0, view-short = 1.0, ease-text = 0.5, ease-words = 0.25"
+    members = "teacher = 2.0, control-text = 1.0, view-short = 1.0, view-words = 0.5, ease-text = 0.5, ease-words = 0.25"
     keys += [f"targets.members={{{members}}}"]
-    keys += ["views.short.max_tokens=2", "ease.l2=20.0"]
+    keys += ["views.short.max_tokens=2", "views.words.encoder=words", "ease.l2=20.0"]
     keys += ["teacher.optim.epochs=2", "student.optim.epochs=3"]
     keys += ["regularisers={history_contrast = {weight = 0.1}, text_alignment = {}}"]
     keys += ["distill.objectives={forward_kl = {}, hidden = {squared = 0.1}, minilm = {relation_heads = 1}}"]
@@ -96,7 +96,7 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     runs = tmp_path / "runs" / "chain"
     digest = {
         f"{arm}-{seed}": load(runs / f"seed-{seed}" / arm).digest
-        for arm in ("teacher", "control-text", "view-short")
+        for arm in ("teacher", "control-text", "view-short", "view-words")
         for seed in (0, 1)
     }
     ease, by_text, by_words = (load(runs / name) for name in ("ease", "ease-text", "ease-words"))
@@ -104,6 +104,9 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     view, text = load(runs / "view-short"), load(runs / "text")
     assert view.recipe["text"] == text.recipe["text"] | {"max_tokens": 2}
     assert load(runs / "seed-1" / "view-short").manifest["inputs"]["text"] == view.digest != text.digest
+    words = load(runs / "view-words")
+    assert set(words.manifest["inputs"]) == {"data"} and words.recipe["text"]["encoder"] == "words"
+    assert load(runs / "seed-0" / "view-words").manifest["inputs"]["text"] == words.digest
     both, control = (load(runs / name).manifest["inputs"] for name in ("targets", "targets-control-ensemble-kd"))
     assert {name: both[name] for name in digest} == digest
     assert {name for name in control if name != "data"} == {"control-text-0", "control-text-1", "ease"}
@@ -127,9 +130,9 @@ def test_an_ensemble_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         "temperature": 0.1,
         "same_text": 0.99,
     }
-    assert sorted(trained_with) == [0.1] * 6 + [0.3] * 4, "of both seeds' control-id, control-text and view, and of the taught"
+    assert sorted(trained_with) == [0.1] * 8 + [0.3] * 4, "of both seeds' control-id, control-text and views, and of the taught"
     assert {"alignment", "uniformity_of_text"} < set(load(runs / "seed-0" / "student").metrics)
-    assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 12  # five arms and the teacher, twice
+    assert len(list((tmp_path / "events" / "chain").glob("seed-*/*/events.*"))) == 14  # six arms and the teacher, twice
     for seed in (0, 1):
         for arm, name in (("student", "targets"), ("control-ensemble-kd", "targets-control-ensemble-kd")):
             assert load(runs / f"seed-{seed}" / arm).manifest["inputs"]["targets"] == load(runs / name).digest

@@ -54,7 +54,7 @@ def test_they_span_what_tf_idf_spans() -> None:
 def test_texts_of_the_same_words_are_the_same() -> None:
     vectors_IZ = word_vectors(["Mario Kart", "mario  kart!", "Zelda", "Zelda"], 512)
     np.testing.assert_array_equal(vectors_IZ[1], vectors_IZ[2])
-    assert np.isfinite(vectors_IZ).all() and np.abs(vectors_IZ).max() < 10, "rounding is not raised to unit variance"
+    assert np.linalg.matrix_rank(vectors_IZ, tol=1e-3) == 1, "of two texts there is one difference; rounding is not raised"
 
 
 @pytest.mark.parametrize("prompts", [["", ""], ["one", "two"], ["a", "of it"], ["zelda", "zelda"]])
@@ -67,7 +67,8 @@ def test_texts_that_share_no_words_are_refused(prompts: list[str]) -> None:
 def test_a_view_of_words_is_read_as_one_of_the_llm_and_needs_none(tmp_path: Path, whiten: bool) -> None:
     titles = ["Mario Kart", "Mario Kart 64", "Super Mario 64", "Zelda", "Super Zelda Mario", "Kart", "Zelda 64"]
     items = pl.DataFrame({"item_id": titles, "title": titles})
-    section, no_llm = TextSection(encoder="words", prompt="{title}", student_dims=4, whiten=whiten), Any
+    section = TextSection(encoder="words", prompt="{title}", student_dims=4, whiten=whiten)
+    no_llm: Any = None
     text = make(tmp_path / "x", "item-text", recipe={}, inputs={}, build=lambda d: build_text(no_llm, items, section, d))
     _, student_IZ = load_text(text)
     words_IZ = word_vectors(titles, 4)

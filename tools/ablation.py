@@ -108,11 +108,11 @@ VARIANTS = {
     },
     "control-text, layers 8 and 15": Variant("control-text", _LAYERS),
     "control-text, whitened": Variant("control-text", ("text.whiten=true", "text.student_dims=400")),
+    "control-text, not whitened": Variant("control-text", ("text.whiten=false", "text.student_dims=128")),
     "view of words": Variant("view-words", _WORDS),
     "taught by control-text, view of words and ease-text": Variant(
         "student", (*_WORDS, _members("control-text", "view-words", EASE_TEXT)), start="view of words"
     ),
-    "control-text, not whitened": Variant("control-text", ("text.whiten=false", "text.student_dims=128")),
     "teacher reads texts": Variant("teacher", _READER),
     "taught by a reader of texts": Variant("student", (*_READER, _LLM), start="teacher reads texts"),
     "control-tuned": Variant("control-tuned", _TUNED),
